@@ -1,0 +1,190 @@
+"""Every setting of the study: one frozen dataclass a stage, presets side by side.
+
+Lengths are counted in volumes seen, so one node and eight share an axis.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+
+from dsnb.checks import BadInput
+from dsnb.space import GRIDS, Grid
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who is in the phantom, and how people are split; counts are people."""
+
+    euploid: int = 400
+    ds: int = 150
+    sham: int = 30  # euploid test people drawn again with a sham field of equal size
+    severity: float = 1.0  # scales the local disease field, 0 to 2
+    noise: float = 0.04  # SD of the Rician noise, white matter near 0.85 [E]
+    seed: int = 1
+    euploid_split: tuple[int, ...] = (200, 20, 60, 60, 60)  # shares, order of EUPLOID_SPLITS
+    ds_split: tuple[int, ...] = (90, 15, 45)  # shares, order of DS_SPLITS
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one model is trained; the same loop serves VAE and diffusion."""
+
+    volumes: int = 800  # volumes seen
+    batch: int = 4  # global batch, over all ranks and accumulation steps
+    accumulate: int = 1  # micro-batches summed before a step
+    lr: float = 3e-3  # peak learning rate, AdamW
+    warmup: float = 0.05  # share of `volumes` with rising rate
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # gradient norm
+    ema: float = 0.99  # decay of the exponential moving average, a step
+    checkpoint_every: int = 200  # volumes seen between checkpoints
+    validate_every: int = 200  # volumes seen between validations
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Vae:
+    """The normative VAE: space-to-depth stem, residual blocks at low resolution, and back."""
+
+    factor: int = 4  # voxels a side folded into one latent position
+    width: int = 32  # channels of the residual blocks
+    blocks: int = 2  # residual blocks in the encoder and again in the decoder
+    channels: int = 8  # latent channels
+    kl: float = 1e-6  # weight of the KL term (near an autoencoder, as latent diffusion wants)
+    mse: float = 2.0  # weight of the squared error beside L1
+    residual_scale: float = 0.15  # unit of the departure from the training mean volume [E]
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Anomaly maps: the norm on the latents, its rivals and the error rates."""
+
+    nuisance: tuple[int, ...] = (0, 5, 10, 20, 40)  # nuisance components, chosen on validation
+    smoothing_mm: tuple[float, ...] = (0.0, 3.0, 6.0, 9.0)  # Gaussian FWHM, chosen on validation
+    q: float = 0.05  # false-discovery rate
+    truth_change: float = 0.1  # |log-Jacobian| that counts as changed
+    demons_iterations: int = 30  # of the TBM registration, at each of two levels
+    bootstraps: int = 1000
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Discrimination, staging and strata on people unseen by the VAE."""
+
+    outer_folds: int = 5
+    inner_folds: int = 3
+    components: tuple[int, ...] = (10, 20, 40)  # principal components, chosen in the inner folds
+    penalties: tuple[float, ...] = (0.01, 0.1, 1.0)  # inverse L2 strength of logistic regression
+    permutations: int = 200
+    bootstraps: int = 1000
+    null_draws: int = 40  # cohorts without structure, for the false discovery of strata
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Rectified flow on principal components of the latents (Liu et al., arXiv 2209.03003)."""
+
+    components: int = 160
+    width: int = 512
+    blocks: int = 3
+    drop_condition: float = 0.1  # share of rows trained without condition, for guidance
+    steps: int = 20  # Euler steps of the sampler
+    guidance: float = 1.0  # 2 exaggerated the disease in our trials
+    synthetic: int = 100  # volumes a group
+    training: Training = field(
+        default_factory=lambda: Training(
+            volumes=400_000, batch=128, lr=1e-3, ema=0.999, checkpoint_every=100_000,
+            validate_every=50_000,
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search over VAE settings by Optuna, each trial a short training."""
+
+    trials: int = 4
+    volumes: int = 96
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Data-parallel benchmark: processes and alternating rounds."""
+
+    processes: tuple[int, ...] = (1, 2)
+    rounds: int = 9
+    steps: int = 4  # timed steps a round
+    parity_steps: int = 10
+    batch: int = 4
+
+
+@dataclass(frozen=True)
+class Study:
+    """One preset: the grid, the people and every stage's settings."""
+
+    name: str
+    hardware: str
+    wall_time: str
+    grid: Grid
+    cohort: Cohort = field(default_factory=Cohort)
+    vae: Vae = field(default_factory=Vae)
+    maps: Maps = field(default_factory=Maps)
+    strata: Strata = field(default_factory=Strata)
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    search: Search = field(default_factory=Search)
+    scaling: Scaling = field(default_factory=Scaling)
+
+
+SMALL = Study("small", "2 CPU cores, 8 GB", "15 min", GRIDS["small"])
+SMOKE = Study(
+    "smoke",
+    "2 CPU cores",
+    "3 min",
+    GRIDS["smoke"],
+    Cohort(euploid=48, ds=24, sham=4),
+    Vae(width=16, blocks=1, channels=4, training=Training(volumes=96, checkpoint_every=32,
+                                                          validate_every=48)),
+    Maps(nuisance=(0, 5), smoothing_mm=(0.0, 6.0), demons_iterations=8, bootstraps=100),
+    Strata(outer_folds=3, components=(5, 10), penalties=(0.1, 1.0), permutations=20,
+           bootstraps=100, null_draws=5),
+    Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,
+              training=Training(volumes=4096, batch=64, lr=1e-3, checkpoint_every=2048,
+                                validate_every=2048)),
+    Search(trials=2, volumes=16),
+    Scaling(rounds=2, steps=2, parity_steps=4),
+)  # fmt: skip
+MEDIUM = Study(
+    "medium",
+    "1 GPU of 24 GB",
+    "not yet run",
+    GRIDS["medium"],
+    vae=Vae(width=64, training=Training(volumes=20_000, lr=1e-3, ema=0.999,
+                                        checkpoint_every=2_000, validate_every=2_000)),
+)  # fmt: skip
+FULL = Study(
+    "full",
+    "1 to 8 nodes of 4 GPUs, 64 GB each",
+    "not yet run",
+    GRIDS["full"],
+    vae=Vae(width=256, training=Training(volumes=200_000, batch=64, lr=1e-3, ema=0.999,
+                                         checkpoint_every=10_000, validate_every=10_000)),
+)  # fmt: skip
+PRESETS = {study.name: study for study in (SMOKE, SMALL, MEDIUM, FULL)}
+
+
+def load_study(preset: str) -> Study:
+    """Return a preset by name; an unknown one is refused with the names that exist."""
+    if preset not in PRESETS:
+        known = "one of " + ", ".join(PRESETS)
+        raise BadInput("E-PRESET", "preset", "its name", preset, known, "choose a known preset")
+    return PRESETS[preset]
+
+
+def as_plain(settings: object) -> dict:
+    """Return a dataclass as plain JSON types, for provenance and digests."""
+    return asdict(settings)
+
+
+__all__ = ["PRESETS", "Study", "as_plain", "load_study", "replace"]
