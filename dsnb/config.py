@@ -62,7 +62,11 @@ class Maps:
     smoothing_mm: tuple[float, ...] = (0.0, 3.0, 6.0, 9.0)  # Gaussian FWHM, chosen on validation
     q: float = 0.05  # false-discovery rate
     truth_change: float = 0.1  # |log-Jacobian| that counts as changed
-    demons_iterations: int = 30  # of the TBM registration, at each of two levels
+    demons_iterations: int = 30  # of the TBM registration at half resolution; a third at full
+    template_people: int = 40  # euploid fit people whose registered mean is the TBM template
+    template_rounds: int = 2  # registrations to the mean, each sharpening it
+    processes: int = 2  # registrations at a time, one thread each; changes no result
+    changes: int = 2  # generic changes planted on each validation euploid, for tuning
     bootstraps: int = 1000
     seed: int = 1
 

@@ -214,9 +214,9 @@ def _damaged(folder: Path, manifest: dict) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         stamp = _stamp(path)
-        if stamp != {"size": known["size"], "mtime": known["mtime"]}:
-            if stamp["size"] != known["size"] or digest(path) != known["sha"]:
-                return f"{name} was altered"
+        same = stamp == {"size": known["size"], "mtime": known["mtime"]}
+        if not same and (stamp["size"] != known["size"] or digest(path) != known["sha"]):
+            return f"{name} was altered"
     return None
 
 
@@ -284,18 +284,29 @@ def begin(
     return product
 
 
-def open_root(data_root: str, preset: str, data: str) -> Path:
-    """Return the data root, marked with its preset and data; another study's root is refused."""
-    root = Path(data_root or os.environ.get("DSNB_DATA", "data")).expanduser()
-    mark, wanted = root / "study.json", {"preset": preset, "data": data}
+def open_root(data_root: str, preset: str, data: str | None, people_may_be_shown: bool) -> Path:
+    """Return the data root, marked with its preset and data; another study's root is refused.
+
+    `data` is None where a stage takes what earlier stages left.
+    """
+    root = Path(data_root or os.environ.get("DSNB_DATA") or HOME.parent / "data").expanduser()
+    mark = root / "study.json"
+    fix = "give another data root (data_root, or DSNB_DATA)"
     if mark.is_file():
         seen = json.loads(mark.read_text())
-        if seen != wanted:
-            fix = "give another data root (data_root, or DSNB_DATA)"
-            raise BadInput("E-ROOT", root.name, "its study", seen, str(wanted), fix)
+        if seen["preset"] != preset or data not in (None, seen["data"]):
+            wanted = f"preset {preset}, data {data or seen['data']}"
+            raise BadInput("E-ROOT", root.name, "its study", seen, wanted, fix)
     else:
-        write_json(mark, wanted)
+        shown = data is None or people_may_be_shown
+        entry = {"preset": preset, "data": data or "phantom", "people_may_be_shown": shown}
+        write_json(mark, entry)
     return root
+
+
+def read_mark(root: Path) -> dict:
+    """Return which study a data root holds: preset, data, people_may_be_shown."""
+    return json.loads((root / "study.json").read_text())
 
 
 def write_results(
@@ -309,12 +320,13 @@ def write_results(
     silent = [k for k, v in headline.items() if v is None and k not in tables.get("reasons", {})]
     if missing or silent:
         raise ValueError(f"{stage}: headline lacks {sorted(missing)}, no reason for {silent}")
-    mark = json.loads((root / "study.json").read_text())
+    mark = read_mark(root)
     keys = {parent: require(root, parent) for parent in parents}
     results = plain(
         {
             "stage": stage,
-            **mark,
+            "preset": mark["preset"],
+            "data": mark["data"],
             "headline": headline,
             "tables": tables,
             "timing": timing,

@@ -1,0 +1,46 @@
+# Everything a newcomer needs: `make study` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# Your own pip options, for example a CPU build of torch:
+#   make study PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_OPTIONS ?=
+PRESET ?= small
+RAW ?=
+# The small phantom study lives in data/; any other gets a folder of its own.
+DATA ?= $(if $(RAW),data-$(PRESET)-$(notdir $(patsubst %/,%,$(RAW))),$(if $(filter small,$(PRESET)),$${DSNB_DATA:-data},data-$(PRESET)))
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help study test test-all book verify lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsnb needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two)"
+	@$(RUN) pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+study: $(VENV)/.installed  ## run the ten stages, build the book (PRESET=small|smoke RAW=BIDS folder)
+	@$(RUN) dsnb study --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
+
+test: $(VENV)/.installed  ## the quick tests
+	@$(RUN) pytest -q -m "not fault and not cluster and not browser"
+
+test-all: $(VENV)/.installed  ## every test
+	@$(RUN) pytest -q
+
+book: $(VENV)/.installed  ## build the book from the committed pages, without training
+	@$(RUN) dsnb verify
+	@$(RUN) jupyter_book build -W -n --keep-going book
+
+verify: $(VENV)/.installed  ## check that every page and number of the book is whole
+	@$(RUN) dsnb verify
+
+lint: $(VENV)/.installed  ## style
+	@$(RUN) ruff check . && $(RUN) ruff format --check .
+
+clean:  ## remove what can be made again, data excepted
+	rm -rf book/_build .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,111 @@
+"""The command line: one verb a stage; flags are the settings of the chosen preset."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from dsnb import (
+    anomaly,
+    cohort,
+    diffusion,
+    latents,
+    pages,
+    phantom,
+    record,
+    scaling,
+    search,
+    vae,
+    volumes,
+)
+from dsnb.checks import BadInput
+from dsnb.config import PRESETS, SMALL, Study, as_plain
+
+VERBS = (
+    "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "search",
+    "bench", "study", "verify",
+)  # fmt: skip
+RELEASE_REFUSED = 3
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run, on which data; every other flag is a setting of the preset."""
+
+    verb: Annotated[Literal[VERBS], tyro.conf.Positional]
+    # Which model: for `train` only.
+    model: Annotated[Literal["vae", "diffusion", ""], tyro.conf.Positional] = ""
+    # Folder of all products; $DSNB_DATA or `data` where empty.
+    data_root: str = ""
+    # BIDS folder of registered T1w scans; the phantom where empty.
+    raw: str = ""
+    # Print the settings and stop.
+    dry_run: bool = False
+    # The settings themselves; `--preset NAME` chooses where they start from.
+    study: Annotated[Study, tyro.conf.arg(name="")] = SMALL
+
+
+def parse(words: list[str]) -> Command:
+    """Read the preset first, then every flag on top of it; a wrong flag exits with 2."""
+    preset = "small"
+    if "--preset" in words:
+        place = words.index("--preset")
+        preset = words[place + 1] if place + 1 < len(words) else ""
+        words = words[:place] + words[place + 2 :]
+    if preset not in PRESETS:
+        known = "one of " + ", ".join(PRESETS)
+        raise BadInput("E-PRESET", "command line", "--preset", preset, known, "choose one of them")
+    default = Command(verb="study", study=PRESETS[preset])
+    return tyro.cli(Command, args=words, default=default, prog="dsnb")
+
+
+def run(command: Command) -> int:
+    """Run one verb; return the exit code."""
+    study, verb = command.study, command.verb
+    if command.dry_run:
+        print(json.dumps(record.plain(as_plain(command)), indent=1))
+        return 0
+    if verb == "study":
+        pages.run_study(study.name, command.raw, command.data_root)
+        return 0
+    if verb == "verify":
+        pages.verify(pages.REPOSITORY / "book")
+        return 0
+    _, root, raw = pages.open_study(study.name, command.data_root, command.raw)
+    if verb == "release":
+        verdict = record.read_results(root, "08_fidelity")["headline"]["release"]
+        print(f"release: {verdict}")
+        return 0 if verdict is True else RELEASE_REFUSED
+    if verb == "train" and not command.model:
+        fix = "say `train vae` or `train diffusion`"
+        raise BadInput("E-MODEL", "command line", "model", "", "vae or diffusion", fix)
+    if verb == "train":
+        {"vae": vae, "diffusion": diffusion}[command.model].train(root, study)
+        return 0
+    walk = {
+        "phantom": lambda: phantom.make_cohort(root, study),
+        "import": lambda: cohort.gather(root, study, raw),
+        "prepare": lambda: volumes.prepare(root, study, raw),
+        "encode": lambda: latents.encode(root, study),
+        "map": lambda: anomaly.map_departures(root, study),
+        "sample": lambda: diffusion.sample(root, study),
+        "search": lambda: search.search(root, study),
+        "bench": lambda: scaling.bench(root, study),
+    }
+    walk[verb]()
+    return 0
+
+
+def main() -> int:
+    """Run the command line; a refusal is one sentence and exit code 2."""
+    try:
+        return run(parse(sys.argv[1:]))
+    except BadInput as refusal:
+        print(f"dsnb: {refusal}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
