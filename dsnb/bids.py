@@ -1,6 +1,5 @@
-"""BIDS in and out: tables as text, participants as we name them, scans with sidecars."""
+"""BIDS in and out: tables as text, participants under our names, scans with sidecars."""
 
-import csv
 import gzip
 import os
 import re
@@ -12,32 +11,258 @@ import pandas as pd
 
 from dsnb import checks, record
 from dsnb.checks import BadInput
-from dsnb.space import SPACE, Grid
+from dsnb.space import STAGES, Grid
 
 MISSING = "n/a"
 # Columns that stay text, whatever they look like: a site called 1 is no number.
 TEXT = frozenset(
-    "participant_id family group group_recorded kind origin sex site session stage disability "
-    "split t1w sha flag code reason notes seen_by source".split()
-)
+    ("participant_id", "family", "group", "group_recorded", "kind", "origin", "sex", "site",
+     "session", "stage", "disability", "split", "t1w", "sha", "flag", "code", "reason", "notes")
+)  # fmt: skip
+OPTIONAL = ("site", "session", "stage", "disability", "cognition", "motion", "tiv_ml", "origin")
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-GROUPS = {"ds": "DS", "down syndrome": "DS", "down": "DS", "t21": "DS", "trisomy 21": "DS"} | {
-    name: "euploid" for name in ("euploid", "control", "controls", "hc", "cn", "healthy", "non-ds")
-}
-STEP = 1 / 20000  # of intensities stored as int16: below 1 % of the noise, range +-1.6
+DS_NAMES = frozenset(("ds", "down", "down syndrome", "t21", "trisomy 21"))
+EUPLOID_NAMES = frozenset(("euploid", "control", "controls", "hc", "cn", "healthy", "non-ds"))
+DISABILITIES = ("mild", "moderate", "severe")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?", re.ASCII)
+AGE = re.compile(r"\d{1,3}(\.\d+)?", re.ASCII)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a TSV as text: ids keep their zeros, a group called NA stays; a BOM is dropped.
+    """Read a TSV as text: ids keep their zeros, a group called NA stays, a BOM is dropped.
 
-    Refuses E-PATH, E-ENCODING (with the line) and E-TABLE (columns twice, ragged rows).
+    Refuses E-PATH, E-ENCODING (with the line) and E-TABLE (empty, ragged, a column twice).
     """
     checks.check_path(path)
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        line = f"line {content[: error.start].count(b'\n') + 1} is not UTF-8" if False else None
-        raise BadInput("E-ENCODING", path.name, "x", line, "UTF-8", "save it") from None
-    rows = [line.split("\t") for line in text.splitlines() if line.strip()]
-    return pd.DataFrame(rows)
+        seen = "line " + str(content.count(b"\n", 0, error.start) + 1)
+        fix = "save the table as UTF-8"
+        raise BadInput("E-ENCODING", path.name, "text", seen, "UTF-8", fix) from None
+    rows = [line.split("\t") for line in text.rstrip("\n").split("\n")]
+    header, fix = rows[0], "repair the table"
+    if len(set(header)) < len(header) or not all(header):
+        raise BadInput("E-TABLE", path.name, "header", header, "one name a column", fix)
+    ragged = [line for line, row in enumerate(rows, start=1) if len(row) != len(header)]
+    if ragged:
+        expected = f"{len(header)} cells, as in the header"
+        raise BadInput("E-TABLE", path.name, "cells of lines", ragged[:20], expected, fix)
+    return pd.DataFrame(rows[1:], columns=header, dtype=object)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a TSV whole or not at all: missing as n/a, six digits, true and false."""
+    rows = [table.columns, *table.itertuples(index=False, name=None)]
+    lines = ["\t".join(_cell(value, path.name) for value in row) for row in rows]
+    record.write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value: object, where: str) -> str:
+    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        return MISSING
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    text = f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
+    if re.search(r"[\t\r\n]", text):
+        fix = "remove it from the value"
+        raise BadInput("E-TABLE", where, "a cell", text[:40], "no tab or line break", fix)
+    return text or MISSING
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with numbers as float (n/a as NaN), true/false as bool, `TEXT` as text."""
+    table = table.copy()
+    for column in table.columns.difference(list(TEXT)):
+        values = table[column]
+        if values.isin(["true", "false"]).all():
+            table[column] = (values == "true").to_numpy(bool)
+        elif all(value == MISSING or NUMBER.fullmatch(value) for value in values):
+            table[column] = values.replace(MISSING, "nan").to_numpy(float)
+    return table
+
+
+def _lines(table: pd.DataFrame, wrong: pd.Series, column: str) -> list[str]:
+    """Name the lines of a TSV (the header is line 1) whose value is wrong."""
+    return [f"line {row + 2}: {table[column].iloc[row]}" for row in np.flatnonzero(wrong)]
+
+
+def read_participants(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
+    """Read participants.tsv into our columns and codes; return it with every problem found.
+
+    `gender` counts as `sex`; absent optional columns become n/a; `group_recorded` keeps what
+    the table said. Where no group is Down syndrome, everyone counts as euploid, and we say so.
+    """
+    path = raw / "participants.tsv"
+    if not path.exists():
+        fix = "add a table with participant_id, age, sex and group"
+        return pd.DataFrame(), [BadInput("E-NOTABLE", path.name, "it", "absent", "a table", fix)]
+    try:
+        table = read_table(path)
+    except BadInput as problem:
+        return pd.DataFrame(), [problem]
+    table.columns = [name.strip().lower() for name in table.columns]
+    if "sex" not in table:
+        table = table.rename(columns={"gender": "sex"})
+    wanted = ("participant_id", "age", "sex")
+    if missing := [name for name in wanted if name not in table]:
+        fix = "add or rename the columns"
+        problem = BadInput("E-COLUMN", path.name, "columns missing", missing, str(wanted), fix)
+        return pd.DataFrame(), [problem]
+    table = table.map(str.strip).replace("", MISSING)
+    table = _complete(table)
+    problems = _check_people(table)
+    table["sex"] = table["sex"].str.lower().map(SEXES).fillna(MISSING)
+    return table, problems
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that are absent, and code the groups."""
+    table = table.assign(**{name: MISSING for name in OPTIONAL if name not in table})
+    if "kind" not in table:
+        table["kind"] = "recorded"
+    if "family" not in table:
+        table["family"] = MISSING
+    alone = table["family"] == MISSING
+    table["family"] = table["family"].where(~alone, table["participant_id"])
+    recorded = table["group"] if "group" in table else pd.Series(MISSING, table.index)
+    lower = recorded.str.lower()
+    table["group_recorded"] = recorded
+    table["group"] = np.where(lower.isin(DS_NAMES), "DS", "euploid")
+    # A name that smells of Down syndrome must never pass as euploid: it stays to be refused.
+    unclear = ~lower.isin(DS_NAMES | EUPLOID_NAMES)
+    if not lower.isin(DS_NAMES).any():
+        unclear &= lower.str.contains(r"down|t21|trisom|^ds|-ds$")
+        if not unclear.any() and set(lower) != {"euploid"}:
+            names = ", ".join(sorted(set(recorded)))
+            record.say(f"participants.tsv: no group is DS; everyone counts as euploid ({names})")
+    return table.assign(group=table["group"].where(~unclear, MISSING))
+
+
+def _check_people(table: pd.DataFrame) -> list[BadInput]:
+    """Return one problem a column, each naming all its lines."""
+    one_of = "one of {}, or n/a".format
+    unsafe = ~table["participant_id"].map(checks.is_safe_id)
+    twice = table.duplicated(["participant_id", "session"], keep=False)
+    ages = table["age"].map(lambda age: bool(AGE.fullmatch(age)) and float(age) <= 120)
+    rules = [
+        ("E-ID", "participant_id", unsafe, "sub- and letters or digits"),
+        ("E-DUPLICATE", "participant_id", twice, "one row a person and session"),
+        ("E-AGE", "age", ~ages, "years from 0 to 120, like 45.5"),
+        ("E-SEX", "sex", ~table["sex"].str.lower().isin(SEXES), "F or M"),
+        ("E-GROUP", "group_recorded", table["group"] == MISSING, "euploid or DS"),
+    ]
+    for column, allowed in (("stage", STAGES), ("disability", DISABILITIES)):
+        wrong = ~table[column].isin([*allowed, MISSING])
+        rules.append((f"E-{column.upper()}", column, wrong, one_of(", ".join(allowed))))
+    for column in ("cognition", "motion", "tiv_ml"):
+        wrong = ~table[column].map(lambda cell: cell == MISSING or bool(NUMBER.fullmatch(cell)))
+        rules.append(("E-NUMBER", column, wrong, "a number, or n/a"))
+    fix = "correct these lines, or remove them"
+    return [
+        BadInput(code, "participants.tsv", column, _lines(table, wrong, column), expected, fix)
+        for code, column, wrong, expected in rules
+        if wrong.any()
+    ]
+
+
+def find_t1w(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
+    """Find one T1w a person and session: participant_id, session, t1w (relative to `raw`).
+
+    Problems: E-PATH, E-NAME (a name that breaks BIDS), E-RUNS (several in one session), E-NOT1W.
+    """
+    rows, problems = [], []
+    scans = (raw.glob(f"sub-*/{session}anat/*T1w.nii*") for session in ("", "ses-*/"))
+    for path in sorted(path for several in scans for path in several):
+        relative = path.relative_to(raw)
+        entities = "_".join(relative.parts[:-2])
+        session = relative.parts[1].removeprefix("ses-") if len(relative.parts) == 4 else MISSING
+        name = path.name
+        if not re.fullmatch(re.escape(entities) + r"(_[a-z]+-\w+)*_T1w\.nii(\.gz)?", name):
+            expected = f"{entities}_T1w.nii.gz"
+            problems.append(BadInput("E-NAME", relative, "its name", name, expected, "rename it"))
+            continue
+        try:
+            checks.check_path(path, raw)
+        except BadInput as problem:
+            problems.append(problem)
+            continue
+        rows.append((relative.parts[0], session, str(relative)))
+    found = pd.DataFrame(rows, columns=["participant_id", "session", "t1w"], dtype=object)
+    twice = found[found.duplicated(["participant_id", "session"], keep=False)]
+    for (person, _), several in twice.groupby(["participant_id", "session"]):
+        expected, fix = "one T1w a session", "leave the one to use in the folder"
+        seen = [Path(path).name for path in several["t1w"]]
+        problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
+    if not rows and not problems:
+        fix = "give the BIDS folder that holds the sub-* folders"
+        problems.append(BadInput("E-NOT1W", raw.name, "its T1w scans", 0, "sub-*/anat/", fix))
+    return found, problems
+
+
+def save_volume(
+    path: Path,
+    volume: np.ndarray,
+    grid: Grid | np.ndarray,
+    sidecar: dict | None = None,
+    step: float | None = None,
+) -> None:
+    """Write `path` (.nii.gz) and its JSON sidecar, each whole or not at all.
+
+    `volume` (X, Y, Z); `grid` is a study grid or an affine in MNI mm. With `step`, intensities
+    are stored as int16 in that unit. The header is new, so nobody's name travels in it, and the
+    gzip stream holds neither file name nor time: equal volumes are equal bytes.
+    """
+    affine = grid.affine if isinstance(grid, Grid) else grid
+    if step is None:
+        values = volume if volume.dtype.kind in "iu" else volume.astype(np.float32)
+    else:
+        values = quantise(volume, step)
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, 4)  # 4: MNI152 space
+    image.set_qform(affine, 4)
+    image.header.set_xyzt_units("mm")
+    if step is not None:
+        image.header.set_slope_inter(step, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
+    aside.replace(path)
+    if sidecar is not None:
+        record.write_json(sidecar_of(path), sidecar)
+
+
+def quantise(volume: np.ndarray, step: float) -> np.ndarray:
+    """Return the volume as int16 in units of `step`; what lies outside the range is an error."""
+    values = np.rint(volume / np.float32(step))
+    if np.abs(values).max() > np.iinfo(np.int16).max:
+        raise ValueError(f"values reach {np.abs(volume).max()}, too far for steps of {step}")
+    return values.astype(np.int16)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return the path of a scan's JSON sidecar."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a checked scan, turned to RAS axes: (X, Y, Z) float32 and its affine (4, 4) in mm."""
+    return as_ras(*checks.read_nifti(path)[:2])
+
+
+def as_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flip and permute the axes so that they run right, anterior, superior; no resampling."""
+    turn = nib.io_orientation(affine)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
+    return np.ascontiguousarray(nib.apply_orientation(volume, turn)), affine
+
+
+def describe(folder: Path, name: str, derived_from: str | None = None) -> None:
+    """Write dataset_description.json: raw data, or a derivative where `derived_from` is given."""
+    entry = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "raw"}
+    if derived_from:
+        entry |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": "dsnb"}]}
+        entry["SourceDatasets"] = [{"URL": derived_from}]
+    record.write_json(folder / "dataset_description.json", entry)
+

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import os
+import pickle
 import shutil
 import socket
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ KEPT = {"seen": 3, "best": 1}  # checkpoints of each kind that stay
 
 
 def save(run: Path, kind: str, payload: dict) -> Path:
-    """Write a checkpoint whole or not at all, read it back, then drop the oldest of its kind."""
+    """Write a checkpoint whole or not at all, read it back, then drop the oldest of its kind.
+
+    Files of the same or a later moment go, too: a resume from before them has undone them.
+    """
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     written = hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
@@ -40,7 +44,8 @@ def save(run: Path, kind: str, payload: dict) -> Path:
     path = run / f"{kind}-{payload['seen']:09d}-{written}.pt"
     aside.replace(path)
     load(path)
-    for old in listed(run, kind)[KEPT[kind] :]:
+    undone = [old for old in listed(run, kind) if old.name >= path.name[:-20] and old != path]
+    for old in undone + [old for old in listed(run, kind) if old not in undone][KEPT[kind] :]:
         old.unlink()
     return path
 
@@ -51,10 +56,13 @@ def listed(run: Path, kind: str = "seen") -> list[Path]:
 
 
 def load(path: Path) -> dict:
-    """Load a checkpoint as plain tensors; ValueError when its bytes are not those written."""
+    """Load a checkpoint as plain tensors; ValueError when they are not those written."""
     if record.digest(path) != path.stem.split("-")[-1]:
         raise ValueError("its bytes do not match the digest in its name")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it carries objects other than plain tensors") from error
 
 
 def newest(run: Path, kind: str = "seen") -> dict | None:
@@ -75,13 +83,18 @@ def newest(run: Path, kind: str = "seen") -> dict | None:
     return None
 
 
-def load_weights(run: Path, which: str = "best") -> dict[str, torch.Tensor]:
-    """Load the averaged (EMA) weights and buffers of the `best` or the last (`seen`) checkpoint."""
+def require(run: Path, which: str = "best") -> dict:
+    """Load the whole `best` or last (`seen`) checkpoint; refuse where there is none."""
     payload = newest(run, which)
     if payload is None:
         fix = "train this model first"
         raise BadInput("E-MISSING", run.name, f"its {which} checkpoint", "absent", "a file", fix)
-    return payload["ema"]
+    return payload
+
+
+def load_weights(run: Path, which: str = "best") -> dict[str, torch.Tensor]:
+    """Load the averaged (EMA) weights and buffers of the `best` or the last (`seen`) checkpoint."""
+    return require(run, which)["ema"]
 
 
 @contextmanager

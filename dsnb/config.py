@@ -105,6 +105,24 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Real against synthetic people, and the audit before a synthetic cohort goes out."""
+
+    components: int = 32  # principal components of the feature space
+    neighbours: int = 5  # k of density and coverage (Naeem et al., arXiv 2002.09797)
+    pairs: int = 12  # volumes compared by MS-SSIM, a group and side
+    margin_d: float = 0.2  # equivalence margin of a region effect, within-group SDs
+    reconstructions: int = 30  # held-out people a group behind the ceiling
+    copies: int = 20  # training people planted as copies, each in every way
+    tail: float = 0.005  # held-out people expected below the near-copy threshold
+    draws: int = 4  # keyed noise draws at each flow time of the membership attack
+    overfit_people: int = 20  # of the deliberately over-fitted model
+    overfit_volumes: int = 60_000  # volumes seen by it
+    bootstraps: int = 1000
+    seed: int = 1
+
+
+@dataclass(frozen=True)
 class Search:
     """A search over VAE settings by Optuna, each trial a short training."""
 
@@ -137,6 +155,7 @@ class Study:
     maps: Maps = field(default_factory=Maps)
     strata: Strata = field(default_factory=Strata)
     diffusion: Diffusion = field(default_factory=Diffusion)
+    release: Release = field(default_factory=Release)
     search: Search = field(default_factory=Search)
     scaling: Scaling = field(default_factory=Scaling)
 
@@ -156,6 +175,8 @@ SMOKE = Study(
     Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,
               training=Training(volumes=4096, batch=64, lr=1e-3, checkpoint_every=2048,
                                 validate_every=2048)),
+    Release(components=6, neighbours=2, pairs=2, reconstructions=3, copies=4, draws=2,
+            overfit_people=6, overfit_volumes=8_192, bootstraps=100),
     Search(trials=2, volumes=16),
     Scaling(rounds=2, steps=2, parity_steps=4),
 )  # fmt: skip

@@ -30,6 +30,7 @@ Cut = tuple[str, float]  # plane and its MNI millimetre
 def _figure(width: float, height: float) -> Figure:
     """Open a figure (inches) that pyplot forgets, so that a notebook shows it once."""
     figure = plt.figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)
     plt.close(figure)
     return figure
 
@@ -70,8 +71,7 @@ def cut_volume(volume: np.ndarray, affine: np.ndarray, cut: Cut) -> tuple[np.nda
 def _show(axes: Axes, volume: np.ndarray, affine: np.ndarray, cut: Cut, **style) -> None:
     """Draw one slice; `style` goes to imshow."""
     picture, extent = cut_volume(np.asarray(volume, np.float32), affine, cut)
-    smooth = {"interpolation": "nearest", "origin": "lower", "extent": extent}
-    axes.imshow(picture, **smooth, **style)
+    axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", **style)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -129,13 +129,8 @@ def _overlay(
         top = max(float(np.max(background)), 1e-6)
         _show(axes, background, affine, cut, cmap=GREY, vmin=0, vmax=top)
     values = np.asarray(values, np.float32)
-    shown = np.ma.masked_where(np.abs(values) <= threshold, values)
-    picture, extent = cut_volume(shown.filled(np.nan), affine, cut)
-    axes.imshow(
-        picture, cmap=DIVERGING, vmin=-limit, vmax=limit, origin="lower", extent=extent,
-        interpolation="nearest",
-    )  # fmt: skip
-    axes.set(xticks=[], yticks=[])
+    shown = np.where(np.abs(values) > threshold, values, np.nan)
+    _show(axes, shown, affine, cut, cmap=DIVERGING, vmin=-limit, vmax=limit)
 
 
 def plot_overlay(
@@ -186,8 +181,7 @@ def plot_cases(
                 _show(axes, volume, affine, cut, cmap=GREY, vmin=0, vmax=1)
             _mark(axes, cut, "white" if background or title not in units else "black")
         stack[0].set_title(title, fontsize=9)
-        grey = title not in units
-        bar = (0, 1, GREY, "intensity") if grey else (-limit, limit, DIVERGING, units[title])
+        bar = (-limit, limit, DIVERGING, units[title]) if title in units else (0, 1, GREY, "")
         _colour_bar(figure, list(stack), *bar, orientation="horizontal", shrink=0.8, pad=0.02)
     for axes, label in zip(grid[:, 0], labels):
         axes.set_ylabel(label, fontsize=8)
@@ -212,8 +206,8 @@ def plot_bars(
     axes = figure.subplots()
     for place, row in table.iterrows():
         if pd.isna(row[value]):
-            axes.text(0.02, place, "not computed", transform=axes.get_yaxis_transform(),
-                      va="center", fontsize=7, color="dimgrey")  # fmt: skip
+            style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+            axes.text(0.02, place, "not computed", color="dimgrey", **style)
             continue
         if not (pd.isna(row[low]) or pd.isna(row[high])):
             axes.plot([row[low], row[high]], [place, place], color=COLOURS["euploid"], lw=2)
@@ -234,36 +228,34 @@ def plot_scatter(
     labels: Sequence[str],
     x_label: str,
     y_label: str,
-    x_range: np.ndarray | None = None,
-    y_range: np.ndarray | None = None,
+    ranges: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
-    """Show named points beside the identity line; `x_range`, `y_range` are (N, 2) low, high."""
+    """Show named points beside the identity line; `ranges` of x and y are (N, 2): low, high."""
     figure = _figure(5.2, 4.6)
     axes = figure.subplots()
-    x, y = np.asarray(x, float), np.asarray(y, float)
+    x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
     axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
-    bars = {"xerr": x_range, "yerr": y_range}
-    bars = {k: np.abs(np.asarray(v).T - (x if k == "xerr" else y))
-            for k, v in bars.items() if v is not None}  # fmt: skip
+    bars = {}
+    if ranges:
+        bars = {k: np.abs(r.T - v) for k, r, v in zip(("xerr", "yerr"), ranges, (x, y))}
     axes.errorbar(x, y, fmt="o", color=COLOURS["euploid"], ms=5, lw=1, alpha=0.8, **bars)
     for place, name in zip(zip(x, y), labels):
         shift = {"xytext": (4, 4), "textcoords": "offset points"}
         axes.annotate(str(name).replace("_", " "), place, fontsize=7, **shift)
-    axes.axhline(0, color="lightgrey", lw=0.8, zorder=0)
-    axes.axvline(0, color="lightgrey", lw=0.8, zorder=0)
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _plain_axes(axes, x_label, y_label)
     return figure
 
 
 def plot_training(
-    stats: pd.DataFrame, terms: Sequence[str], validation: str, unit: str, seen: str = "volumes"
+    stats: pd.DataFrame, terms: Sequence[str], validation: str, unit: str, seen: str = "seen"
 ) -> Figure:
     """Show the weighted loss terms and the validation score against volumes seen.
 
-    Columns are those of a run's statistics; rows where a column is empty are left out.
+    Rows of a run's statistics where a column is empty are left out.
     """
     figure = _figure(8.0, 3.0)
     losses, scores = figure.subplots(1, 2)
@@ -320,7 +312,7 @@ def plot_embedding(
         rows = groups == name
         axes.plot(*scores[rows, :2].T, mark, color=colour, ms=4, alpha=0.6, mew=0,
                   label=f"{name} (n = {rows.sum()})")  # fmt: skip
-    shares = ["" if variance is None else f" ({100 * share:.0f} %)" for share in variance or (0, 0)]
+    shares = ["", ""] if variance is None else [f" ({100 * share:.0f} %)" for share in variance]
     axes.legend(frameon=False, fontsize=8)
     _plain_axes(axes, f"component 1{shares[0]}", f"component 2{shares[1]}")
     return figure

@@ -75,8 +75,9 @@ def digest(value: object) -> str:
 def code_digest(*modules: str) -> str:
     """Digest the named dsnb modules without comments and docstrings, which change no result."""
     trees = []
-    for module in sorted(modules):
-        tree = ast.parse((HOME / f"{module}.py").read_text())
+    files = [sorted(HOME.glob(f"{name}/*.py")) or [HOME / f"{name}.py"] for name in sorted(modules)]
+    for path in sum(files, []):
+        tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             if isinstance(node, documented) and ast.get_docstring(node) is not None:

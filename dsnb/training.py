@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class Task(Protocol):
         """Return named, weighted loss terms, each a mean over the batch; their sum is minimised."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return validation numbers of the averaged model, `score` among them (higher is better)."""
+        """Return numbers of the averaged model, `score` among them (higher is better)."""
 
 
 class _Objective(nn.Module):
@@ -68,12 +69,23 @@ def read_stats(run: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in lines])
 
 
+def curve(stats: pd.DataFrame, points: int = 60) -> list[dict]:
+    """Thin a training log to at most `points` rows: volumes seen, means of loss terms and score."""
+    parts = pd.cut(stats["seen"], min(points, len(stats)), labels=False)
+    known = [name for name in stats if name not in ("step", "seconds", "skipped_rows")]
+    means = stats[known].groupby(parts).mean()
+    rows = means.to_dict("records")
+    return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
+
+
 class _State:
-    """All that changes in training: model, average, optimizer, counters; saved and restored whole."""
+    """All that changes in training, saved and restored whole: model, EMA, optimizer, counters."""
 
     def __init__(self, task: Task, settings: Training, identity: dict, ranks: Ranks):
         task.model.to(ranks.device).train()
-        self.objective = DistributedDataParallel(_Objective(task), broadcast_buffers=False)
+        with warnings.catch_warnings():  # torch 2.13 renames the flag, 2.10 has only this one
+            warnings.simplefilter("ignore", FutureWarning)
+            self.objective = DistributedDataParallel(_Objective(task), broadcast_buffers=False)
         self.model = task.model
         self.ema = copy.deepcopy(task.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(

@@ -1,0 +1,198 @@
+"""Is the synthetic cohort like real people? Morphology, realism, and use, on unseen people.
+
+Real people here were seen by no model, not even to choose when to stop: euploid scale, calibration
+and test, DS test. Groups are compared with themselves, so their shares play no part.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dsnb import bids, dataset, record, rivals, vae
+from dsnb.config import Release, Study
+from dsnb.fidelity.morphology import (
+    People,
+    agreement,
+    ceiling,
+    effects,
+    equivalence,
+    morphology,
+    people,
+    requested,
+)
+from dsnb.fidelity.realism import (
+    density_coverage,
+    diversity,
+    fit_features,
+    kid,
+    kid_floor,
+    pooled,
+    utility,
+)
+from dsnb.space import GROUPS, REGIONS
+
+HELD_OUT = {"euploid": ("scale", "calibration", "test"), "DS": ("test",)}
+KEYS = record.HEADLINE["08_fidelity"].split()[:8]  # the rest belongs to the privacy audit
+LEAST = 8  # people a group and side, below which nothing is estimated
+
+
+def held_out(table: pd.DataFrame, group: str) -> np.ndarray:
+    """Return the rows of a group's people whom no model has seen."""
+    return dataset.select(table, group, *HELD_OUT[group])
+
+
+def generator_people(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the rows of each group that trained the diffusion model."""
+    splits = {"euploid": "fit", "DS": "generator-fit"}
+    return {group: dataset.select(table, group, split) for group, split in splits.items()}
+
+
+def too_few(counts: dict[str, int]) -> str | None:
+    """Return why these sides cannot be compared, or None when they can."""
+    name = min(counts, key=counts.get)
+    if counts[name] >= LEAST:
+        return None
+    return f"{counts[name]} people in {name}, {LEAST} needed"
+
+
+def measure(root: Path, study: Study) -> None:
+    """Make `morphology`: region volumes (ml) of synthetic people and of reconstructions."""
+    settings = {
+        "voxel_mm": study.grid.voxel_mm, "demons_iterations": study.maps.demons_iterations,
+        "reconstructions": study.release.reconstructions,
+    }  # fmt: skip
+    parents = ("prepared", "deformation", "runs/vae", "synthetic")
+    code = ("space", "rivals", "fidelity")
+    product = record.begin(root, "morphology", "measure", settings, parents, code)
+    if product.done:
+        return
+    template, _ = rivals.load_deformation(root, study)
+    table, model = dataset.load_table(root), vae.load(root)
+    real, synthetic = (dataset.load_volumes(root, name) for name in ("prepared", "synthetic"))
+    rows = np.concatenate([held_out(table, g)[: study.release.reconstructions] for g in GROUPS])
+    sides = {
+        "reconstructed": (table.iloc[rows], lambda part: vae.reconstruct(model, real[rows[part]])),
+        "synthetic": (dataset.load_table(root, "synthetic"), lambda part: synthetic[part]),
+    }
+    for name, (some, load) in sides.items():
+        path = product.folder / f"{name}.tsv"
+        if path.is_file():
+            continue
+        known = [
+            rivals.region_volumes(rivals.register_volumes(load(part), template, study), study.grid)
+            for part in vae.batches(len(some), rivals.BLOCK)
+        ]
+        found = pd.DataFrame(np.concatenate(known), columns=list(REGIONS)).round(5)
+        found.insert(0, "participant_id", some["participant_id"].to_numpy())
+        bids.write_table(path, found)
+    product.finish()
+
+
+def _ruler(root: Path, product: str, name: str) -> pd.DataFrame:
+    """Read a table of region volumes (ml)."""
+    table = bids.read_table(root / product / f"{name}.tsv")
+    return table.astype(dict.fromkeys(REGIONS, float))
+
+
+def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) -> tuple:
+    """Return headline numbers and tables of the morphology."""
+    settings, registered = study.release, _ruler(root, "deformation", "volumes")
+    real = people(table.iloc[np.concatenate([held_out(table, g) for g in GROUPS])], registered)
+    synthetic = people(made, _ruler(root, "morphology", "synthetic"))
+    numbers, rows = morphology(real, synthetic, settings)
+    drawn = _ruler(root, "morphology", "reconstructed")
+    some = table.set_index("participant_id", drop=False).loc[drawn["participant_id"]]
+    top = ceiling(people(some, registered), people(some, drawn), settings)
+    tables = {
+        "effects": rows,
+        "requested_age": requested({"real": real, "synthetic": synthetic}),
+        "region_errors_pct": top.pop("region_errors_pct"),
+    }
+    return numbers | top, tables
+
+
+def _looks(volumes: dict, features: dict, settings: Release) -> tuple[dict, list[dict]]:
+    """Return KID and floor over groups, and a row a group; each is {side: {group: array}}."""
+    rows, distances = [], []
+    for group in GROUPS:
+        real, made = (features[side][group] for side in ("real", "synthetic"))
+        distance, error = kid(real, made)
+        distances.append((distance, error))
+        alike = {side: diversity(volumes[side][group], settings) for side in volumes}
+        rows.append(
+            {"group": group, "kid": distance, "kid_se": error}
+            | density_coverage(real, made, settings.neighbours)
+            | {f"ms_ssim_{side}": value for side, (value, _) in alike.items()}
+            | {f"ms_ssim_{side}_se": se for side, (_, se) in alike.items()}
+        )
+    mean = np.mean([value for value, _ in distances])
+    error = np.sqrt(sum(se**2 for _, se in distances)) / len(GROUPS)
+    floor = np.quantile(kid_floor(list(features["real"].values()), settings), 0.95)
+    numbers = {"kid": mean, "kid_ci": [mean - 1.96 * error, mean + 1.96 * error]}
+    return numbers | {"kid_floor": floor}, rows
+
+
+def _use(features: dict, settings: Release) -> tuple[dict, list[dict]]:
+    """Return what classifiers of synthetic and of real people reach on unseen real people."""
+    sides = {
+        name: (np.concatenate(list(side.values())),
+               np.repeat([group == "DS" for group in side], [len(x) for x in side.values()]))
+        for name, side in features.items()
+    }  # fmt: skip
+    rows, numbers = [], {}
+    for key, name in (("tstr_bacc", "synthetic"), ("trtr_bacc", "trained_on")):
+        value, limits = utility(sides[name], sides["real"], settings)
+        numbers |= {key: value, f"{key}_ci": limits}
+        train = "synthetic" if name == "synthetic" else "real"
+        rows.append({"trained on": train, "people": len(sides[name][1]), "bacc": value,
+                     "low": limits[0], "high": limits[1]})  # fmt: skip
+    return numbers, rows
+
+
+def compare(root: Path, study: Study) -> dict:
+    """Compare the product `synthetic` with unseen real people; None, with a reason, for too few."""
+    began = time.perf_counter()
+    measure(root, study)
+    measured = time.perf_counter() - began
+    table, made = dataset.load_table(root), dataset.load_table(root, "synthetic")
+    real, synthetic = (dataset.load_volumes(root, name) for name in ("prepared", "synthetic"))
+    fit = generator_people(table)
+    # Half of the euploid fit people define the features, the other half train the real classifier.
+    basis, others = fit["euploid"][::2], fit["euploid"][1::2]
+    rows = {
+        "real": {group: held_out(table, group) for group in GROUPS},
+        "trained_on": {"euploid": others, "DS": fit["DS"]},
+        "synthetic": {g: np.flatnonzero((made["group"] == g).to_numpy()) for g in GROUPS},
+    }
+    counts = {f"{side} {g}": len(r) for side, groups in rows.items() for g, r in groups.items()}
+    reason = too_few(counts)
+    if reason:
+        empty = dict.fromkeys(KEYS)
+        tables = {"people": counts, "reasons": dict.fromkeys(KEYS, reason)}
+        return {"headline": empty, "tables": tables, "timing": {"measure_seconds": measured}}
+    space = fit_features(real[basis], study.grid, study.release.components)
+    source = {"real": real, "trained_on": real, "synthetic": synthetic}
+    features = {
+        side: {g: space.transform(pooled(source[side][r], study.grid)) for g, r in groups.items()}
+        for side, groups in rows.items()
+    }
+    volumes = {side: {g: source[side][r] for g, r in rows[side].items()}
+               for side in ("real", "synthetic")}  # fmt: skip
+    shape, tables = _shape(root, study, table, made)
+    looks, tables["realism"] = _looks(volumes, features, study.release)
+    use, tables["utility"] = _use(features, study.release)
+    timing = {"measure_seconds": measured, "compare_seconds": time.perf_counter() - began}
+    tables |= {"people": counts, "reasons": {}}
+    return {
+        "headline": record.plain(shape | looks | use),
+        "tables": record.plain(tables),
+        "timing": timing,
+    }
+
+
+__all__ = [
+    "People", "agreement", "compare", "effects", "equivalence", "generator_people", "held_out",
+    "kid", "measure",
+]  # fmt: skip

@@ -1,0 +1,135 @@
+"""Region effects of DS: in real people, in synthetic ones, and in reconstructions."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dsnb.config import Release
+from dsnb.space import EFFECT_REGIONS, GROUPS, REGIONS, covariates
+
+REQUESTED = ("ventricles", "hippocampus", "frontal")  # regions that age moves
+
+
+class People(NamedTuple):
+    """Region volumes (N, R, natural log of ml), DS or not (N,), age and sex codes (N, 2)."""
+
+    logs: np.ndarray
+    ds: np.ndarray
+    covariates: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "People":
+        """Return these rows."""
+        return People(*(part[rows] for part in self))
+
+
+def people(table: pd.DataFrame, volumes: pd.DataFrame) -> People:
+    """Join a participants table with its region volumes (ml) by participant_id."""
+    known = volumes.set_index("participant_id").loc[table["participant_id"], list(REGIONS)]
+    ds = (table["group"] == "DS").to_numpy()
+    return People(np.log(known.to_numpy(float)), ds, covariates(table))
+
+
+def _residuals(some: People) -> tuple[np.ndarray, np.ndarray]:
+    """Return the DS coefficient (R,) and the residuals (N, R) of log volumes on group, age, sex."""
+    design = np.column_stack([some.ds, np.ones(len(some.ds)), some.covariates]).astype(float)
+    coefficients, *_ = np.linalg.lstsq(design, some.logs, rcond=None)
+    return coefficients[0], some.logs - design @ coefficients
+
+
+def effects(some: People) -> np.ndarray:
+    """Return d (R,): the DS-euploid difference of log volume over the residual SD.
+
+    Age and sex are adjusted for; logs, since ventricles are log-normal and effects are ratios.
+    """
+    difference, residuals = _residuals(some)
+    return difference / np.sqrt((residuals**2).sum(0) / (len(some.ds) - 4))
+
+
+def resample(ds: np.ndarray, settings: Release, stream: int) -> list[np.ndarray]:
+    """Return bootstrap rows, drawn within each group; `stream` keeps the sides independent."""
+    rng = np.random.default_rng([settings.seed, stream])
+    groups = np.flatnonzero(~ds), np.flatnonzero(ds)
+    return [
+        np.concatenate([rng.choice(rows, len(rows)) for rows in groups])
+        for _ in range(settings.bootstraps)
+    ]
+
+
+def agreement(real: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return the correlation of effects (R,) over regions and the slope through the origin."""
+    return float(np.corrcoef(real, other)[0, 1]), float(real @ other / (real @ real))
+
+
+def equivalence(differences: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each column of (B, R) passes two one-sided tests at 5 %, and (R, 2) limits.
+
+    Passed where the 90 % interval lies within +-margin (Schuirmann 1987).
+    """
+    limits = np.quantile(differences, [0.05, 0.95], axis=0).T
+    return (np.abs(limits) < margin).all(1), limits
+
+
+def morphology(real: People, synthetic: People, settings: Release) -> tuple[dict, list[dict]]:
+    """Compare effects per region; returns headline numbers with intervals, and a row a region."""
+    used = [REGIONS.index(name) for name in EFFECT_REGIONS]
+    sides = [
+        np.array([effects(side.take(rows))[used] for rows in resample(side.ds, settings, stream)])
+        for stream, side in enumerate((real, synthetic))
+    ]
+    d_real, d_synthetic = effects(real)[used], effects(synthetic)[used]
+    passed, limits = equivalence(sides[1] - sides[0], settings.margin_d)
+    spread = [np.sqrt((_residuals(side)[1][:, used] ** 2).mean(0)) for side in (real, synthetic)]
+    known = [np.quantile(side, [0.025, 0.975], axis=0).T for side in sides]
+    rows = [
+        {
+            "region": name, "real": d_real[i], "real_low": known[0][i, 0],
+            "real_high": known[0][i, 1], "synthetic": d_synthetic[i],
+            "synthetic_low": known[1][i, 0], "synthetic_high": known[1][i, 1],
+            "difference": d_synthetic[i] - d_real[i], "low_90": limits[i, 0],
+            "high_90": limits[i, 1], "equivalent": passed[i],
+            "sd_ratio": spread[1][i] / spread[0][i],
+        }
+        for i, name in enumerate(EFFECT_REGIONS)
+    ]  # fmt: skip
+    pairs = np.array([agreement(*pair) for pair in zip(*sides)])
+    low, high = np.quantile(pairs, [0.025, 0.975], axis=0)
+    correlation, slope = agreement(d_real, d_synthetic)
+    numbers = {
+        "effect_correlation": correlation, "effect_correlation_ci": [low[0], high[0]],
+        "effect_slope": slope, "effect_slope_ci": [low[1], high[1]],
+        "regions_equivalent": passed.sum(),
+        "regions_within_margin": (np.abs(d_synthetic - d_real) < settings.margin_d).sum(),
+    }  # fmt: skip
+    return numbers, rows
+
+
+def ceiling(originals: People, drawn: People, settings: Release) -> dict:
+    """Return the effect slope of reconstructions on their own originals, paired by person."""
+    used = [REGIONS.index(name) for name in EFFECT_REGIONS]
+
+    def slope(rows: np.ndarray) -> float:
+        return agreement(*(effects(side.take(rows))[used] for side in (originals, drawn)))[1]
+
+    values = [slope(rows) for rows in resample(originals.ds, settings, 2)]
+    error = 100 * np.abs(np.expm1(drawn.logs - originals.logs)).mean(0)
+    return {
+        "reconstruction_slope": slope(np.arange(len(originals.ds))),
+        "reconstruction_slope_ci": np.quantile(values, [0.025, 0.975]).tolist(),
+        "region_error_pct": error.mean(),
+        "region_errors_pct": dict(zip(REGIONS, error)),
+    }
+
+
+def requested(sides: dict[str, People]) -> list[dict]:
+    """Return, a group and region, the correlation of age with log volume on each side."""
+    rows = []
+    for code, group in enumerate(GROUPS):
+        for region in REQUESTED:
+            row = {"group": group, "region": region}
+            for name, side in sides.items():
+                some = side.take(side.ds == bool(code))
+                age, logs = some.covariates[:, 0], some.logs[:, REGIONS.index(region)]
+                row[name] = np.corrcoef(age, logs)[0, 1] if np.ptp(age) > 0 else None
+            rows.append(row)
+    return rows

@@ -1,0 +1,36 @@
+# One function for both training jobs: run until done or until Slurm warns of the wall time.
+# A bash trap waits for a foreground child, hence `&` and `wait`; see README.md.
+
+newest_checkpoint() { # RUN: name of the newest checkpoint, empty where there is none
+    find "$1" -maxdepth 1 -name 'seen-*.pt' -printf '%f\n' 2>/dev/null | sort | tail -n 1
+}
+
+until_walltime() { # RUN COMMAND...: exit code of the command, or 0 after a requeue
+    local run=$1 warned=0 code=0 child note="$DSNB_DATA/.requeue-$SLURM_JOB_ID" last
+    shift
+    "$@" & # in the background, or the trap would run when it is too late
+    child=$!
+    trap 'warned=1; kill -USR1 "$child"' USR1
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the child
+        code=0
+        wait "$child" || code=$?
+    done
+    trap - USR1
+    if [ -f "$run/product.json" ] || [ "$warned" = 0 ]; then
+        rm -f "$note"
+        return "$code"
+    fi
+    # torchrun exits 1 after a warning, too, so files decide: requeue only if the run moved on.
+    last=$(newest_checkpoint "$run")
+    if [ -z "$last" ] || [ "$last" = "$(cat "$note" 2>/dev/null)" ]; then
+        echo "no new checkpoint since the last start: lengthen --time or lower checkpoint_every" >&2
+        return 1
+    fi
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DSNB_MAX_REQUEUE:-10}" ]; then
+        echo "requeued ${SLURM_RESTART_COUNT} times already: submit again to go on" >&2
+        return 1
+    fi
+    echo "$last" >"$note"
+    scontrol requeue "$SLURM_JOB_ID"
+}

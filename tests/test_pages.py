@@ -1,0 +1,88 @@
+"""The runner and the book: parameters are checked, leaks are found, numbers are never typed."""
+
+import json
+
+import nbformat
+import pytest
+
+from dsnb import pages, record
+from dsnb.checks import BadInput
+
+
+def test_a_misspelt_or_wrong_typed_parameter_is_refused(tmp_path):
+    """P09: papermill only warns of an unknown name; a run with defaults would pass unseen."""
+    good = {"preset": "smoke", "data_root": str(tmp_path), "raw": "", "pages": pages}
+    study, root, raw = pages.open_notebook(good)
+    assert (study.name, root, raw) == ("smoke", tmp_path, None)
+    with pytest.raises(BadInput, match="'presett'.*preset, data_root, raw"):
+        pages.open_notebook({**good, "presett": "small"})
+    with pytest.raises(BadInput, match="data_root is 1"):
+        pages.open_notebook({**good, "data_root": 1})
+
+
+def test_a_missing_raw_folder_is_refused_and_nothing_is_made(tmp_path):
+    """No such folder: a sentence, and the data root stays as it was."""
+    with pytest.raises(BadInput, match="E-PATH.*no such folder"):
+        pages.open_study("smoke", str(tmp_path / "root"), str(tmp_path / "absent"))
+    assert not (tmp_path / "root").exists()
+
+
+def test_people_of_a_restricted_cohort_are_never_drawn(tmp_path):
+    """Only CC0 and PDDL data may show a person's slices; no licence means no."""
+    for licence, shown in (("CC0", True), ("DUA", False), (None, False)):
+        raw = tmp_path / f"cohort-{licence}"
+        raw.mkdir()
+        fields = {"Name": "x"} | ({"License": licence} if licence else {})
+        (raw / "dataset_description.json").write_text(json.dumps(fields))
+        root = tmp_path / f"root-{licence}"
+        pages.open_study("smoke", str(root), str(raw))
+        assert pages.may_show_people(root) is shown
+        pages.open_study("smoke", str(root), "")  # a later stage, by itself
+        assert pages.may_show_people(root) is shown
+
+
+def whole_book(book):
+    """Write a tiny book that passes."""
+    (book / "executed").mkdir(parents=True)
+    (book / "results").mkdir()
+    for stage in record.STAGES:
+        output = nbformat.v4.new_output("stream", text="fine")
+        cell = nbformat.v4.new_code_cell("1", outputs=[output])
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), book / f"executed/{stage}.ipynb")
+        headline = dict.fromkeys(record.HEADLINE[stage].split(), 0.5)
+        (book / f"results/{stage}.json").write_text(json.dumps({"headline": headline}))
+
+
+@pytest.mark.parametrize(
+    "output, fault",
+    [
+        (nbformat.v4.new_output("stream", text="saved to /home/someone/x.nii"), "absolute path"),
+        (nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]), "ended with"),
+        (None, "no cell has an output"),
+    ],
+)
+def test_a_leaking_failed_or_empty_page_is_refused(tmp_path, output, fault):
+    """P03 and silent failures: the book is not built from such a page."""
+    whole_book(tmp_path)
+    pages.verify(tmp_path)
+    cell = nbformat.v4.new_code_cell("1", outputs=[output] if output else [])
+    page = tmp_path / "executed/05_anomaly.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), page)
+    with pytest.raises(BadInput, match=f"05_anomaly.*{fault}"):
+        pages.verify(tmp_path)
+    page.unlink()
+    with pytest.raises(BadInput, match="05_anomaly: page or results file is missing"):
+        pages.verify(tmp_path)
+
+
+def test_the_readme_table_is_what_the_results_say():
+    """Nobody types a number: the committed README equals what the results files give."""
+    readme = (pages.REPOSITORY / "README.md").read_text()
+    assert pages.with_results(readme, pages.REPOSITORY / "book/results") == readme
+    assert "| 05_anomaly | `lift` |" in readme
+
+
+def test_values_are_spelt_for_print():
+    """Nulls and intervals read as such on a page."""
+    assert pages.spell(None) == "n/a" and pages.spell(True) == "yes"
+    assert pages.spell([0.12345, 2]) == "[0.123, 2]"
