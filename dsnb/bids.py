@@ -265,4 +265,3 @@ def describe(folder: Path, name: str, derived_from: str | None = None) -> None:
         entry |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": "dsnb"}]}
         entry["SourceDatasets"] = [{"URL": derived_from}]
     record.write_json(folder / "dataset_description.json", entry)
-

@@ -3,6 +3,7 @@
 One process is world size one of the same path: it has a process group, too, kept in memory.
 """
 
+import atexit
 import hashlib
 import os
 import sys
@@ -23,7 +24,7 @@ TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for rank 0 (a val
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others; `owned` if this call opened the group."""
+    """This process among the others; `owned` if this call opened a group to be closed again."""
 
     rank: int
     world: int
@@ -49,21 +50,28 @@ def _device(local_rank: int) -> torch.device:
 
 
 def start() -> Ranks:
-    """Join the process group of torchrun, the one that exists, or one of this process alone."""
+    """Join the process group of torchrun, the one that exists, or one of this process alone.
+
+    A launched process keeps its group to the end: the launcher's store remembers the addresses of
+    the first one, and a second one can hang on them.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
-    owned = not dist.is_initialized()
-    if owned:
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    opened = not dist.is_initialized()
+    if opened:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
         alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=TIMEOUT, **alone)
+        if launched:
+            atexit.register(dist.destroy_process_group)
+    owned = opened and not launched
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, owned)
 
 
 def stop(ranks: Ranks) -> None:
-    """Leave the group if `start` opened it."""
-    if ranks.owned and dist.is_initialized():
+    """Leave the group if `start` opened it for this process alone."""
+    if ranks.owned:
         dist.destroy_process_group()
 
 

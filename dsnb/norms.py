@@ -113,7 +113,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, z: np.ndarray, freedom: int, rate: float) -> "Calibration":
-        """Fit on z (N, V) of calibration people; with fewer than 1 / rate - 1 the largest is used."""
+        """Fit on z (N, V) of calibration people; below 1 / rate - 1 of them the largest counts."""
         sizes = np.sort(np.array([_silencing(row, freedom, rate) for row in z]))
         rank = min(int(np.ceil((1 - rate) * (len(sizes) + 1))), len(sizes))
         coverage = np.quantile(np.abs(z), 0.95) / stats.t.isf(0.025, freedom)

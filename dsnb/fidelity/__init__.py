@@ -16,9 +16,9 @@ from dsnb.fidelity.morphology import (
     People,
     agreement,
     ceiling,
+    compare_effects,
     effects,
     equivalence,
-    morphology,
     people,
     requested,
 )
@@ -101,7 +101,7 @@ def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) ->
     settings, registered = study.release, _ruler(root, "deformation", "volumes")
     real = people(table.iloc[np.concatenate([held_out(table, g) for g in GROUPS])], registered)
     synthetic = people(made, _ruler(root, "morphology", "synthetic"))
-    numbers, rows = morphology(real, synthetic, settings)
+    numbers, rows = compare_effects(real, synthetic, settings)
     drawn = _ruler(root, "morphology", "reconstructed")
     some = table.set_index("participant_id", drop=False).loc[drawn["participant_id"]]
     top = ceiling(people(some, registered), people(some, drawn), settings)

@@ -70,7 +70,7 @@ def equivalence(differences: np.ndarray, margin: float) -> tuple[np.ndarray, np.
     return (np.abs(limits) < margin).all(1), limits
 
 
-def morphology(real: People, synthetic: People, settings: Release) -> tuple[dict, list[dict]]:
+def compare_effects(real: People, synthetic: People, settings: Release) -> tuple[dict, list[dict]]:
     """Compare effects per region; returns headline numbers with intervals, and a row a region."""
     used = [REGIONS.index(name) for name in EFFECT_REGIONS]
     sides = [

@@ -23,7 +23,7 @@ SCALES = (0.0448, 0.2856, 0.3001)  # first three weights of MS-SSIM (Wang et al.
 def pooled(volumes: np.ndarray, grid: Grid, factor: int = 0) -> np.ndarray:
     """Average volumes (N, X, Y, Z) over cubes (by default of about 3 mm), as float32 (N, V)."""
     factor = factor or max(1, int(FEATURE_MM // grid.voxel_mm))
-    values = torch.from_numpy(np.asarray(volumes, np.float32))[:, None]
+    values = torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None]
     return functional.avg_pool3d(values, factor).flatten(1).numpy()
 
 

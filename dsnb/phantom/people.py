@@ -92,18 +92,22 @@ def _draw_shared(rng, name: str, number: int, group: str, site: str, age: float)
     }  # fmt: skip
 
 
-def individual_velocity(row: dict, seed: int) -> np.ndarray:
-    """Draw one person's own anatomy without disease, (3, X, Y, Z) mm: noise, regions, age, sex."""
+def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one person's own anatomy without disease as two velocities, each (3, X, Y, Z) mm.
+
+    The first holds regions (spread, age, sex), where the disease adds up; the second the head's
+    axes and smooth noise, applied after it so that effects stay on the structures they belong to.
+    """
     rng, wider = stream(seed, row["number"], "anatomy"), 1.0
     if row["group"] == "DS":
         wider = DS_VARIABILITY
     noise = 2.6 * smooth_noise(rng, 3, 28.0) + 1.3 * smooth_noise(rng, 3, 12.0)  # mm, regions.md
-    axes = stream(seed, row["number"], "regions")
-    stretch = np.float32(wider * axes.normal(0, 0.013, (3, 1, 1, 1)))
+    rng = stream(seed, row["number"], "regions")
+    stretch = rng.normal(0, 0.013, (3, 1, 1, 1)).astype(np.float32)
     centred = LATTICE.coordinates_mm() - np.float32(space.CENTRE_MM)[:, None, None, None]
-    wanted = wider * TRAITS.loc["spread"].to_numpy() * axes.standard_normal(len(space.REGIONS))
+    shape = np.float32(wider) * (onto(noise, COARSE, LATTICE) + stretch * centred)
+    wanted = wider * TRAITS.loc["spread"].to_numpy() * rng.standard_normal(len(space.REGIONS))
     wanted = wanted + TRAITS.loc["decade"].to_numpy() * (max(row["age"], 30) - 30) / 10
     wanted = wanted + TRAITS.loc["male"].to_numpy() * (0.5 if row["sex"] == "M" else -0.5)
     flows, _, inverse = basis()
-    velocity = wider * onto(noise, COARSE, LATTICE) + stretch * centred
-    return (velocity + np.tensordot(inverse @ wanted, flows, 1)).astype(np.float32)
+    return np.tensordot((inverse @ wanted).astype(np.float32), flows, 1), shape

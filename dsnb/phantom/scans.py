@@ -17,7 +17,7 @@ from dsnb import record, space
 from dsnb.config import Study
 from dsnb.phantom import fields
 from dsnb.phantom.fields import COARSE, LATTICE, onto, pull, smooth_noise
-from dsnb.phantom.people import SITES, draw_people, individual_velocity, stream
+from dsnb.phantom.people import SITES, draw_people, individual_velocities, stream
 from dsnb.space import Grid
 
 PHANTOM_VERSION = "1.0"
@@ -105,30 +105,32 @@ def _paths(row: dict) -> dict[str, str]:
 def _write_person(raw: Path, row: dict, study: Study, sham: bool) -> None:
     """Write one person's scan and, where they exist, twin and truth or sham; skip what is there."""
     torch.set_num_threads(1)
-    paths, note = _paths(row), {"Seed": study.cohort.seed, "Number": row["number"]}
-    done = raw / paths["recorded"].replace(".nii.gz", ".json")
-    if done.is_file():
+    paths, grid, seed = _paths(row), study.grid, study.cohort.seed
+    if (raw / paths["recorded"].replace(".nii.gz", ".json")).is_file():
         return
-    own, affected = individual_velocity(row, study.cohort.seed), row["group"] == "DS"
-    twin, forward, backward = fields.exponentiate(-own), fields.exponentiate(own), None
-    note |= {"FoldedVoxels": 0}
-    if affected:
+    note = {"Seed": seed, "Number": row["number"]}
+    regions, shape = individual_velocities(row, seed)
+    outline = fields.exponentiate(-shape)
+    own = fields.compose(fields.exponentiate(-regions), outline)
+    backward = own
+    if row["group"] == "DS":
         disease = np.float32(row["factor"]) * fields.disease_velocity(row["stage"])
-        backward = fields.compose(fields.exponentiate(-disease), twin)
-        truth, folded = fields.log_jacobian(fields.compose(forward, backward), study.grid)
-        _save(raw / paths["twin"], scan(twin, row, study), study.grid, note)
-        _save(raw / paths["truth"], truth, study.grid, {**note, "Units": "log volume ratio"})
-        after = fields.compose(forward, fields.exponentiate(disease))
-        note |= {"FoldedVoxels": folded, "RegionMlBefore": fields.measure(forward)}
-        note |= {"RegionMlAfter": fields.measure(after)}
+        backward = fields.compose(fields.exponentiate(-regions - disease), outline)
+        grow = fields.exponentiate(shape)
+        before = fields.compose(grow, fields.exponentiate(regions))
+        after = fields.compose(grow, fields.exponentiate(regions + disease))
+        truth, note["FoldedVoxels"] = fields.log_jacobian(fields.compose(before, backward), grid)
+        note |= {"RegionMlBefore": fields.measure(before), "RegionMlAfter": fields.measure(after)}
+        _save(raw / paths["twin"], scan(own, row, study), grid, note)
+        _save(raw / paths["truth"], truth, grid, {**note, "Units": "log volume ratio"})
     if sham:
-        rng = stream(study.cohort.seed, row["number"], "sham")
-        size = study.cohort.severity * fields.draw_factor(rng)
-        other = fields.compose(fields.exponentiate(-fields.sham_velocity(size, rng)), twin)
-        _save(raw / paths["sham"], scan(other, row, study), study.grid, note)
-    final = backward if affected else twin
-    note["FoldedVoxels"] += int((fields.jacobian(final, study.grid) <= 0).sum())
-    _save(raw / paths["recorded"], scan(final, row, study), study.grid, note)
+        rng = stream(seed, row["number"], "sham")
+        velocity = fields.sham_velocity(study.cohort.severity * fields.draw_factor(rng), rng)
+        other = fields.compose(fields.exponentiate(-velocity), own)
+        _save(raw / paths["sham"], scan(other, row, study), grid, note)
+    folded = int((fields.jacobian(backward, grid) <= 0).sum())
+    note["FoldedVoxels"] = note.get("FoldedVoxels", 0) + folded
+    _save(raw / paths["recorded"], scan(backward, row, study), grid, note)
 
 
 def make_cohort(root: Path, study: Study, processes: int = 2) -> None:

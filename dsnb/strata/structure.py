@@ -16,7 +16,8 @@ from dsnb.config import Strata
 LEVEL = 0.05
 INNER_NULLS = 19  # null draws behind each structureless cohort: the fewest that can reach 5 %
 CLUSTERS = (2, 3, 4)
-PEOPLE_A_COMPONENT = 15  # a tied mixture of d components needs many more people than d
+PEOPLE_A_COMPONENT = 5  # a mixture in d dimensions needs many more people than d
+FEWEST = 10  # people
 
 
 def coordinates(kernel: np.ndarray, nuisance: np.ndarray) -> np.ndarray:
@@ -37,30 +38,28 @@ def residual_maker(nuisance: np.ndarray) -> np.ndarray:
     return np.eye(len(design)) - design @ np.linalg.pinv(design)
 
 
-def cluster(people: np.ndarray, settings: Strata) -> tuple[float, np.ndarray, int]:
-    """Return the gain of the best mixture over one Gaussian, its labels (N,) and its clusters.
+def cluster(people: np.ndarray, settings: Strata) -> tuple[float, np.ndarray]:
+    """Return the gain of the best mixture over one cloud and its labels (N,).
 
-    `people` (N, r) are coordinates. The gain is BIC(1) - BIC(k) of Gaussian mixtures with one
-    shared covariance on whitened principal components (so no unit or scale matters); it is the
-    statistic whose null `structure` draws, not evidence by itself.
+    `people` (N, r) are coordinates. The gain is BIC(1) - BIC(k) of mixtures of round Gaussians on
+    the leading principal components. An elongated cloud gains, too: the gain is a statistic whose
+    null `structure_p` draws, no evidence by itself.
     """
-    count = max(1, min(min(settings.components), len(people) // PEOPLE_A_COMPONENT))
+    count = min(min(settings.components), len(people) // PEOPLE_A_COMPONENT, people.shape[1])
     left, sizes, _ = np.linalg.svd(people, full_matrices=False)
-    scores = left[:, : min(count, len(sizes))] * np.sqrt(len(people))
+    scores = left[:, :count] * sizes[:count] / sizes[0] * np.sqrt(len(people))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an unsettled fit only loses likelihood
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an unsettled fit only gains less
         fits = [
-            GaussianMixture(k, covariance_type="tied", max_iter=60, random_state=settings.seed)
+            GaussianMixture(k, covariance_type="spherical", max_iter=60, random_state=settings.seed)
             .fit(scores) for k in (1, *CLUSTERS)
         ]  # fmt: skip
     gains = [fits[0].bic(scores) - fit.bic(scores) for fit in fits[1:]]
     best = int(np.argmax(gains))
-    return gains[best], fits[best + 1].predict(scores), CLUSTERS[best]
+    return gains[best], fits[best + 1].predict(scores)
 
 
-def draw_structureless(
-    people: np.ndarray, out: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def draw_structureless(people: np.ndarray, out: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a cohort (N, r) from one Gaussian with the covariance of `people`, residualised.
 
     `out` (N, N) is the residual maker of the covariates.
@@ -82,9 +81,7 @@ def structure_p(
     return (beyond + 1) / (draws + 1)
 
 
-def false_discovery(
-    people: np.ndarray, out: np.ndarray, settings: Strata
-) -> float:
+def false_discovery(people: np.ndarray, out: np.ndarray, settings: Strata) -> float:
     """Return the share of structureless cohorts that the test calls structured at 5 %.
 
     Every cohort has its own null, drawn from its own covariance, as an observed cohort would.
@@ -96,3 +93,24 @@ def false_discovery(
         called += structure_p(cohort, out, INNER_NULLS, settings, rng) <= LEVEL
         record.progress("structureless cohorts", draw + 1, settings.null_draws)
     return called / settings.null_draws
+
+
+def search(kernel: np.ndarray, nuisance: np.ndarray, settings: Strata) -> dict:
+    """Look for subtypes in latents (dot products `kernel`, N x N) beyond `nuisance` (N, K).
+
+    Returns the mixture's gain and labels, its p, whether it is called structured at 5 %, and the
+    realised false discovery on structureless cohorts.
+    """
+    people, out = coordinates(kernel, nuisance), residual_maker(nuisance)
+    gain, labels = cluster(people, settings)
+    rng = np.random.default_rng([settings.seed, 0])
+    p = structure_p(people, out, settings.permutations, settings, rng)
+    return {
+        "people": len(people),
+        "clusters": len(np.unique(labels)),
+        "bic_gain": gain,
+        "p": p,
+        "structured": p <= LEVEL,
+        "false_discovery": false_discovery(people, out, settings),
+        "labels": labels,
+    }

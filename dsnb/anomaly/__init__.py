@@ -1,0 +1,5 @@
+"""Departures from the norm as z, p and q maps, and what they are worth against the truth."""
+
+from dsnb.anomaly.maps import evaluate, map_departures
+
+__all__ = ["evaluate", "map_departures"]

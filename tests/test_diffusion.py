@@ -1,0 +1,275 @@
+"""The flow draws the people asked for, the same in any batch, and refuses another VAE."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dsnb import bids, config, dataset, diffusion, latents, record, training, vae
+from dsnb.checks import BadInput
+from dsnb.config import Diffusion, Training
+from dsnb.diffusion import flow, quality, synthesis
+
+CPU = torch.device("cpu")
+SHAPE = (2, 4, 4, 4)
+SETTINGS = Diffusion(
+    components=6, width=64, blocks=1, steps=10,
+    training=Training(volumes=38_400, batch=64, lr=3e-3, ema=0.99, checkpoint_every=38_400,
+                      validate_every=9_600),
+)  # fmt: skip
+EFFECT = 1.5  # planted shift of DS along one latent pattern, in its SD
+
+
+def make_latents(count: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, dict]:
+    """Draw people and rank-6 Gaussian latents; pattern 0 carries DS, pattern 1 age."""
+    rng = np.random.default_rng(seed)
+    patterns = np.linalg.qr(np.random.default_rng(9).standard_normal((128, 6)))[0].T
+    ds = np.arange(count) % 3 == 0
+    age = rng.uniform(30, 60, count)
+    codes = rng.standard_normal((count, 6))
+    codes[:, 0] += EFFECT * ds
+    codes[:, 1] += (age - 45) / 10
+    z = (3 + (codes * [4, 3, 2, 2, 1, 1]) @ patterns).reshape(count, *SHAPE).astype(np.float32)
+    held = rng.random(count) < 0.2
+    table = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i:03d}" for i in range(count)],
+            "group": np.where(ds, "DS", "euploid"),
+            "kind": "recorded",
+            "split": np.where(held, "validation", np.where(ds, "generator-fit", "fit")),
+            "stage": "n/a",
+            "age": age,
+            "sex": rng.choice(["F", "M"], count),
+        }
+    )
+    return table, z, {"mean": np.full(2, 3.0), "std": np.full(2, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[flow.FlowTask, flow.Flow]:
+    """Train once on the planted Gaussian; return the task and the averaged flow."""
+    run = tmp_path_factory.mktemp("run")
+    task = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU)
+    training.train(run, task, SETTINGS.training, {"made": "by a test"})
+    task.model.load_state_dict(training.load_weights(run))
+    return task, task.model.eval().requires_grad_(False)
+
+
+def ask(count: int, group: str, age: float = 45.0) -> torch.Tensor:
+    """Return the conditions of `count` equal people."""
+    people = {"group": group, "stage": "n/a", "age": age, "sex": "F"}
+    return flow.condition(pd.DataFrame([people] * count))
+
+
+def test_components_and_latents_invert_each_other():
+    """Decoded volumes would be of other latents than those drawn."""
+    table, z, statistics = make_latents()
+    model = flow.FlowTask(SETTINGS, (table, z, statistics), np.eye(4), CPU).model
+    components = model.project(torch.from_numpy(z))
+    np.testing.assert_allclose(model.expand(components).numpy(), z, atol=1e-3)
+    fit = flow.generator_rows(table)[0]
+    np.testing.assert_allclose(components[fit].std(0).numpy(), 1, atol=1e-4)
+
+
+def test_untrained_flow_draws_the_unit_gaussian_exactly():
+    """Euler steps would shrink the spread of every synthetic cohort (6 % in the usual time)."""
+    model = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU).model
+    z = diffusion.draw(model, ask(4000, "euploid"), seed=0, steps=1)
+    components = model.project(z)
+    np.testing.assert_allclose(components.mean(0).numpy(), 0, atol=0.06)
+    np.testing.assert_allclose(components.std(0).numpy(), 1, atol=0.04)
+
+
+def test_loss_of_the_exact_velocity_is_the_known_floor():
+    """The loss would be of another quantity than dy/da of the circle between noise and data."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, y, angle, conditions, kept):
+            return torch.zeros_like(y)
+
+    generator = torch.Generator().manual_seed(0)
+    data, start = (torch.randn(4000, 6, generator=generator) for _ in range(2))
+    share = torch.rand(4000, generator=generator)
+    unit = flow.velocity_error(Zero(), (data, None), start, share, share)
+    assert unit.item() == pytest.approx(1, abs=0.03)  # cos^2 + sin^2
+    wide = flow.velocity_error(Zero(), (2 * data, None), start, torch.zeros(4000), share)
+    assert wide.item() == pytest.approx(4, abs=0.12)  # at angle 0 the velocity is the data
+
+
+def test_drawn_groups_differ_as_the_planted_ones(trained):
+    """The synthetic DS effect would be missing, inverted or exaggerated."""
+    _, model = trained
+    z, table = make_latents()[1], make_latents()[0]
+    ds, euploid = (diffusion.draw(model, ask(600, group), 1, 10) for group in ("DS", "euploid"))
+    made = (ds.mean(0) - euploid.mean(0)).numpy().ravel()
+    rows = table["group"] == "DS"
+    fit = table["split"].isin(["fit", "generator-fit"])
+    real = (z[rows & fit].mean(0) - z[~rows & fit].mean(0)).ravel()
+    assert np.corrcoef(made, real)[0, 1] > 0.9
+    assert 0.75 < made @ real / (real @ real) < 1.25
+
+
+def test_drawn_spread_and_age_follow_the_data(trained):
+    """Synthetic people would all look alike, or ignore the age asked for."""
+    task, model = trained
+    drawn = model.project(diffusion.draw(model, ask(600, "euploid"), 2, 10))
+    wanted = task.data[0][task.data[1][:, 0] == 0].std(0)
+    assert (drawn.std(0) / wanted > 0.7).all()
+    old, young = (diffusion.draw(model, ask(300, "euploid", age), 3, 10) for age in (58, 32))
+    table, z, _ = make_latents()
+    slope = np.polyfit(table["age"], z.reshape(len(z), -1), 1)[0] * 26
+    made = (old.mean(0) - young.mean(0)).numpy().ravel()
+    assert 0.6 < made @ slope / (slope @ slope) < 1.3
+
+
+def test_guidance_exaggerates_the_condition(trained):
+    """Guidance would do nothing, so that its choice could not be read from the effect."""
+    _, model = trained
+
+    def distance(guidance):
+        ds, euploid = (
+            diffusion.draw(model, ask(200, group), 1, 10, guidance) for group in ("DS", "euploid")
+        )
+        return (ds.mean(0) - euploid.mean(0)).norm()
+
+    assert distance(2.0) > 1.3 * distance(1.0)
+    assert distance(0.0) < 0.05 * distance(1.0)
+
+
+def test_sample_is_the_same_in_any_batch(trained):
+    """A synthetic person would change with the batch size (and with the number of ranks)."""
+    _, model = trained
+    together = diffusion.draw(model, ask(6, "DS"), 7, 5)
+    alone = diffusion.draw(model, ask(2, "DS"), 7, 5, samples=np.array([4, 5]))
+    np.testing.assert_allclose(together[4:].numpy(), alone.numpy(), atol=1e-5)
+    assert (together[4] - together[5]).abs().max() > 0.1
+    other = diffusion.draw(model, ask(6, "DS"), 8, 5)
+    assert (together - other).abs().max() > 0.1
+
+
+def test_condition_dropout_and_validation_are_keyed(trained):
+    """Early choice would depend on luck: two validations of one model would differ."""
+    task, model = trained
+    assert task.validate(model) == task.validate(model)
+    fresh = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU)
+    assert task.validate(model)["score"] > task.validate(fresh.model)["score"]
+
+
+def test_stage_is_a_continuum_and_no_stage_is_zero():
+    """The stage asked for would reach the model as another one."""
+    stages = ["n/a", "asymptomatic", "prodromal", "dementia"]
+    table = pd.DataFrame({"group": "DS", "stage": stages, "age": 50.0, "sex": "M"})
+    coded = flow.condition(table).numpy()
+    np.testing.assert_array_equal(coded[:, 1], [0, 0, 0.5, 1])
+    np.testing.assert_array_equal(coded[0], [1, 0, 1, -0.5])
+
+
+def test_too_few_people_with_ds_train_euploids_alone(monkeypatch):
+    """Three people with DS would be learnt by heart, in silence."""
+    said = []
+    monkeypatch.setattr(record, "say", said.append)
+    table, z, statistics = make_latents()
+    table = table.iloc[:30].copy()
+    ds = np.flatnonzero((table["group"] == "DS") & (table["split"] == "generator-fit"))
+    table = table.drop(table.index[ds[3:]])
+    fit, _ = flow.generator_rows(table)
+    assert set(table["group"].iloc[fit]) == {"euploid"}
+    assert "3 people with DS" in said[0]
+
+
+def test_bootstrapped_people_resemble_the_real_ones():
+    """Synthetic people would have other ages or stages than those the model knows."""
+    table = make_latents()[0]
+    people = synthesis.bootstrap_people(table, 300, [33.0, 55.0], seed=1)
+    assert people["group"].value_counts().to_dict() == {"euploid": 300, "DS": 300}
+    assert people["age"].between(33, 55).all()
+    assert len(set(people["age"])) > 100
+    assert people["participant_id"].iloc[[0, -1]].tolist() == ["sub-syn0001", "sub-syn0600"]
+    again = synthesis.bootstrap_people(table, 300, [33.0, 55.0], seed=1)
+    pd.testing.assert_frame_equal(people, again)
+
+
+def test_spectrum_of_a_wave_peaks_at_its_frequency():
+    """Blur would be read off at the wrong frequency."""
+    brain = np.ones((32, 32, 32), bool)
+    wave = np.sin(2 * np.pi * 0.25 * np.arange(32))[:, None, None] * np.ones((32, 32, 32))
+    frequencies, power = quality.radial_spectrum(wave[None], brain)
+    assert abs(frequencies[power.argmax()] - 0.25) < 0.02
+    louder = quality.radial_spectrum(2 * wave[None], brain)[1]
+    np.testing.assert_allclose(10 * np.log10(louder / power), 6.02, atol=0.01)
+
+
+@pytest.fixture
+def walk(tmp_path, monkeypatch) -> tuple:
+    """Make a data root whose prepared volumes are noise and whose latents are the planted ones."""
+    study = replace(config.SMOKE, diffusion=replace(
+        SETTINGS, synthetic=5, steps=2,
+        training=replace(SETTINGS.training, volumes=128, validate_every=64),
+    ))  # fmt: skip
+    grid_shape, (table, _, _) = study.grid.shape, make_latents(40)
+    table = table.assign(family=table["participant_id"])
+    table.loc[table.index[-8:], "split"] = "test"
+    rng = np.random.default_rng(0)
+    product = record.begin(tmp_path, "prepared", "test", {}, (), ("space",))
+    np.save(product.folder / "volumes.npy", rng.random((40, *grid_shape)).astype(np.float16))
+    bids.write_table(product.folder / "participants.tsv", table)
+    product.finish()
+    study = replace(study, vae=replace(study.vae, training=replace(
+        study.vae.training, volumes=4, batch=2, checkpoint_every=4, validate_every=4)))  # fmt: skip
+    vae.train(tmp_path, study)
+    latents.encode(tmp_path, study)
+    return tmp_path, study
+
+
+def test_walk_from_latents_to_a_synthetic_cohort(walk):
+    """Training, sampling and the page's numbers would not fit together on disk."""
+    root, study = walk
+    diffusion.train(root, study)
+    diffusion.sample(root, study)
+    people = dataset.load_table(root, "synthetic")
+    volumes = dataset.load_volumes(root, "synthetic")
+    assert volumes.shape == (10, *study.grid.shape)
+    assert volumes.dtype == np.float16
+    scan = root / "synthetic/sub-syn0003/anat"
+    path = next(scan.glob("*.nii.gz"))
+    saved, affine = bids.load_volume(path)
+    np.testing.assert_allclose(affine, study.grid.affine)
+    np.testing.assert_allclose(saved, volumes[2], atol=1e-3)
+    asked = json.loads(next(scan.glob("*.json")).read_text())["Requested"]
+    assert asked["age"] == people["age"].iloc[2]
+    description = json.loads((root / "synthetic/dataset_description.json").read_text())
+    assert description["GeneratedBy"]
+    found = diffusion.evaluate(root, study)
+    assert found["headline"]["sampler_steps"] == 2
+    assert found["headline"]["spectrum_error_db"] > 0
+    assert found["timing"]["seconds_per_volume"] > 0
+    record.plain(found)  # refuses NaN
+
+
+def test_killed_sampling_goes_on_to_the_same_cohort(walk):
+    """A killed `sample` would start again or leave other volumes."""
+    root, study = walk
+    diffusion.train(root, study)
+    diffusion.sample(root, study)
+    whole = np.array(dataset.load_volumes(root, "synthetic"))
+    manifest = json.loads((root / "synthetic/product.json").read_text())
+    (root / "synthetic/product.json").unlink()
+    (root / "synthetic/.begun").write_text(manifest["key"])
+    for path in (root / "synthetic/sub-syn0009").glob("anat/*"):
+        path.unlink()
+    diffusion.sample(root, study)
+    np.testing.assert_array_equal(dataset.load_volumes(root, "synthetic"), whole)
+
+
+def test_another_vae_is_refused(walk):
+    """Latents would be decoded by a VAE that never made them (lessons, absorb 2)."""
+    root, study = walk
+    diffusion.train(root, study)
+    other = replace(study, vae=replace(study.vae, kl=1e-3))
+    vae.train(root, other)
+    latents.encode(root, other)
+    with pytest.raises(BadInput, match=r"E-MISMATCH.*runs/vae"):
+        diffusion.sample(root, other)

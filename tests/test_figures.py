@@ -1,0 +1,93 @@
+"""Figures: orientation, units, and what must be seen in them."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from dsnb import figures
+from dsnb.checks import BadInput
+from dsnb.space import GRIDS
+
+GRID = GRIDS["smoke"]
+
+
+def _volume() -> np.ndarray:
+    volume = np.zeros(GRID.shape, np.float32)
+    volume[-8:, 20:28, -8:] = 1  # right (RAS: the last voxels of X), superior
+    return volume
+
+
+def test_left_of_the_picture_is_left_of_the_person():
+    """Would fall: every map's orientation marks."""
+    for plane, mm in (("axial", 75.0), ("coronal", -17.0)):
+        picture, extent = figures.cut_volume(_volume(), GRID.affine, (plane, mm))
+        rows, columns = np.nonzero(picture)
+        assert columns.min() > picture.shape[1] / 2, "the right side is drawn on the right"
+        assert extent[0] < 0 < extent[1] and figures.ENDS[plane] == ("L", "R")
+    assert rows.min() > picture.shape[0] / 2, "superior is up in a coronal slice"
+    picture, extent = figures.cut_volume(_volume(), GRID.affine, ("sagittal", 70.0))
+    assert picture.any() and figures.ENDS["sagittal"] == ("P", "A")
+    assert np.isclose(extent[1] - extent[0], GRID.shape[1] * GRID.voxel_mm)
+
+
+def test_a_cut_is_taken_at_its_millimetre():
+    """Would fall: the coordinates printed in the slices."""
+    volume = np.broadcast_to(GRID.coordinates_mm()[2], GRID.shape)
+    picture, _ = figures.cut_volume(volume, GRID.affine, ("axial", 12.0))
+    assert np.abs(picture - 12.0).max() <= GRID.voxel_mm / 2
+    with pytest.raises(BadInput, match="E-CUT"):
+        figures.cut_volume(volume, GRID.affine, ("axial", 400.0))
+
+
+def test_maps_are_centred_on_zero_and_thresholded():
+    """Would fall: that white is no departure, and what is hidden is within the threshold."""
+    values = np.broadcast_to(np.linspace(-1, 3, GRID.shape[1])[:, None], GRID.shape)
+    figure = figures.plot_overlay(_volume(), values, GRID.affine, "z", threshold=2.0)
+    picture = figure.axes[0].images[1]
+    assert picture.norm.vmin == -picture.norm.vmax
+    shown = np.ma.masked_invalid(picture.get_array())
+    assert (np.abs(shown.compressed()) > 2).all() and 0 < shown.count() < shown.size
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"L", "R", "50 mm", "z = 6 mm"} <= set(words)
+    assert any("z, shown beyond 2" in axes.get_ylabel() for axes in figure.axes)
+
+
+def test_bars_say_what_was_not_computed():
+    """Would fall: that a missing number is neither drawn at zero nor dropped."""
+    rows = [{"n": "a", "v": 1.0, "l": 0.5, "h": 2.0}, {"n": "b", "v": None, "l": None, "h": None}]
+    figure = figures.plot_bars(rows, "v", "l", "h", "n", "lift", reference=("no gain", 1.0))
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["not computed"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
+    drawn = [line.get_xdata() for line in axes.lines]
+    assert any(list(x) == [0.5, 2.0] for x in drawn), "the interval of a is drawn"
+
+
+def test_training_skips_steps_without_validation():
+    """Would fall: the validation curve."""
+    stats = pd.DataFrame({"seen": [4, 8, 12], "l1": [3.0, 2.0, 1.0], "score": [np.nan, 9.0, 10.0]})
+    figure = figures.plot_training(stats, ["l1"], "score", "PSNR (dB)")
+    assert list(figure.axes[1].lines[0].get_xdata()) == [8, 12]
+
+
+def test_all_figures_render_small():
+    """Would fall: the page size, and that each figure can be drawn without a display."""
+    rng = np.random.default_rng(0)
+    volume, groups = _volume(), {"euploid": rng.normal(size=20), "DS": rng.normal(size=9)}
+    ranges = (np.array([[0, 2], [1, 3]]), np.array([[1, 2], [2, 4]]))
+    made = [
+        figures.plot_slices({"a": volume, "b": volume}, GRID.affine),
+        figures.plot_cases({"patient": [volume], "z": [volume]}, {"z": "z"}, GRID.affine, ["x"]),
+        figures.plot_scatter([1, 2], [1.5, 3], ["a", "b"], "real", "synthetic", ranges),
+        figures.plot_spectrum(np.array([0.01, 0.1]), {"real": np.array([1.0, 0.1])}),
+        figures.plot_distribution(groups, "ml"),
+        figures.plot_embedding(rng.normal(size=(29, 2)), ["euploid"] * 20 + ["DS"] * 9, [0.2, 0.1]),
+    ]
+    for figure in made:
+        assert isinstance(figure, Figure)
+        page = io.BytesIO()
+        figure.savefig(page)
+        assert page.tell() < 150_000

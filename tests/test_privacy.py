@@ -1,0 +1,127 @@
+"""Privacy: planted copies are found, unseen people are not, attacks read what is planted."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from scipy import ndimage
+
+from dsnb import privacy
+from dsnb.fidelity.realism import fit_features
+from dsnb.privacy import copies
+from dsnb.space import GRIDS
+
+GRID = GRIDS["smoke"]
+GOOD = {
+    "copies_recalled": 1.0, "false_alarms": 0.0, "overfit_attack_auc": 0.99, "near_copies": 0.0,
+    "certain_copies": 0, "attack_auc_upper": 0.55,
+}  # fmt: skip
+MANY = {"training": 290, "A": 110, "B": 110, "synthetic": 200}
+
+
+def _people(count: int, seed: int) -> np.ndarray:
+    """Draw smooth departures from one head, (N, X, Y, Z): people as unlike as people are."""
+    rng = np.random.default_rng(seed)
+    head = ndimage.gaussian_filter(np.pad(np.ones((24, 30, 24)), ((8,) * 2, (9,) * 2, (8,) * 2)), 2)
+    fields = (ndimage.gaussian_filter(rng.normal(size=GRID.shape), 2.5) for _ in range(count))
+    return np.stack([head * (0.6 + 4 * field) for field in fields]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def library() -> copies.Library:
+    """Return forty training people; the feature space is fitted on others."""
+    return copies.Library(_people(40, 0), GRID, fit_features(_people(20, 1), GRID, 12))
+
+
+@pytest.fixture(scope="module")
+def sides() -> dict[str, np.ndarray]:
+    """Return two sets of unseen people and an honest synthetic cohort."""
+    return {"A": _people(40, 2), "B": _people(40, 3), "synthetic": _people(30, 4)}
+
+
+def _smooth(volumes: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(volumes, (0, 0.7, 0.7, 0.7))
+
+
+def test_planted_copies_are_found_and_unseen_people_are_not(library, sides):
+    """Would fall: copies_recalled and false_alarms, for every kind of copy."""
+    planted = privacy.plant(_people(40, 0)[:8], _smooth, 1)
+    assert set(planted) == {"exact", "noise", "shift", "intensity", "flip", "decoded"}
+    headline, tables = privacy.neighbours(library, sides, planted, 0.005)
+    assert {row["kind"]: row["recalled"] for row in tables["recall"]} == dict.fromkeys(planted, 1)
+    assert headline["copies_recalled"] == 1 and headline["false_alarms"] <= 0.05
+    assert headline["near_copies"] <= 0.05 and headline["certain_copies"] == 0
+
+
+def test_three_copies_among_synthetic_people_block_the_release(library, sides):
+    """P11. Would fall: that few copies are enough, and that they are named."""
+    stolen = sides["synthetic"].copy()
+    stolen[[3, 11, 20]] = _people(40, 0)[[5, 6, 7]] + 0.01
+    planted = privacy.plant(_people(40, 0)[:8], _smooth, 1)
+    headline, tables = privacy.neighbours(library, sides | {"synthetic": stolen}, planted, 0.005)
+    assert {3, 11, 20} <= {entry["row"] for entry in tables["flagged"]}
+    assert headline["certain_copies"] == 3
+    assert tables["training_people_near"] >= 3 / 40
+    released, failed = privacy.judge(GOOD | {"certain_copies": 3}, MANY)
+    assert released is False and failed == ["certain copies"]
+
+
+def test_a_copy_lies_at_no_distance(library):
+    """Would fall: the distances themselves; a mirrored and a moved copy are still that person."""
+    person = _people(40, 0)[[17]]
+    for turned in (person, person[:, ::-1], np.roll(person, -1, axis=3)):
+        near, whose = library.nearest(turned)
+        assert (whose == 17).all() and near.max() < np.log(0.01)
+
+
+def test_the_detector_stays_quiet_on_the_people_it_did_not_see():
+    """Would fall: the threshold; one set in the middle of unseen people would flag them."""
+    rng = np.random.default_rng(0)
+    detector = privacy.Detector(rng.normal(size=(110, 2)), 0.005)
+    others = rng.normal(size=(5000, 2))
+    assert 0.001 < detector.flags(others).mean() < 0.02
+    assert detector.flags(np.array([[-8.0, 0.0], [0.0, -8.0]])).all()
+
+
+def test_attack_reads_lower_loss_as_member():
+    """Would fall: attack_auc, its direction, and that groups are not mixed."""
+    rng = np.random.default_rng(1)
+    ds = np.repeat([False, True], [60, 40])
+    loss = rng.normal(size=100) + 5 * ds  # DS is harder for everybody: no evidence of anything
+    other = rng.normal(size=100) + 5 * ds
+    auc, error = privacy.attack_auc(loss, other, ds, ds)
+    assert abs(auc - 0.5) < 2.5 * error and 0.02 < error < 0.06
+    unbalanced = np.repeat([False, True], [20, 80])
+    few = rng.normal(size=100) + 5 * unbalanced
+    assert abs(privacy.attack_auc(loss, few, ds, unbalanced)[0] - 0.5) < 0.15
+    assert privacy.attack_auc(loss - 4, other, ds, ds)[0] > 0.99
+    assert privacy.attack_auc(loss + 4, other, ds, ds)[0] < 0.01
+
+
+def test_attack_error_is_the_spread_over_cohorts():
+    """Would fall: attack_auc_upper, the bound of the release."""
+    rng = np.random.default_rng(2)
+    ds = np.zeros(50, bool)
+    found = [
+        privacy.attack_auc(rng.normal(-0.3, 1, 50), rng.normal(size=50), ds, ds) for _ in range(200)
+    ]
+    values, errors = np.array(found).T
+    assert 0.85 < errors.mean() / values.std() < 1.15
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("copies_recalled", 0.94), ("false_alarms", 0.03), ("overfit_attack_auc", 0.85),
+     ("near_copies", 0.03), ("certain_copies", 1), ("attack_auc_upper", 0.61)],
+)  # fmt: skip
+def test_every_bar_blocks(name: str, value: float):
+    """Would fall: the release gate; any one failed test, and any blind control, must block."""
+    assert privacy.judge(GOOD, MANY) == (True, [])
+    released, failed = privacy.judge(GOOD | {name: value}, MANY)
+    assert released is False and len(failed) == 1
+
+
+def test_too_few_people_block():
+    """Would fall: that a small audit cannot pass."""
+    verdict, failed = privacy.judge(GOOD, MANY | {"B": 60})
+    assert verdict == "not enough people" and failed == ["60 people in B, 100 needed"]

@@ -1,0 +1,225 @@
+"""Discrimination, staging and strata: chance stays chance, a planted truth is found, leaks refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from dsnb.checks import BadInput
+from dsnb.config import Strata
+from dsnb.space import REGIONS
+from dsnb.strata import crossval, questions, structure
+
+SETTINGS = Strata(
+    outer_folds=3, inner_folds=2, components=(3, 6), penalties=(0.1, 1.0), permutations=39,
+    bootstraps=100, null_draws=4,
+)  # fmt: skip
+
+
+def make_people(count: int, seed: int = 0, shift: float = 0.0, features: int = 60):
+    """Draw a table, labels and low-rank features; `shift` (in SD) separates DS along one axis."""
+    rng = np.random.default_rng(seed)
+    target = np.arange(count) % 2
+    values = rng.standard_normal((count, features)) / np.sqrt(1 + np.arange(features))
+    values[:, 1] += shift * target * values[:, 1].std()
+    table = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i:03d}" for i in range(count)],
+            "family": [f"f{i:03d}" for i in range(count)],
+            "group": np.where(target == 1, "DS", "euploid"),
+            "seen_by": "",
+            "age": rng.uniform(30, 60, count),
+            "sex": rng.choice(["F", "M"], count),
+            "site": rng.choice(["a", "b"], count),
+            "motion": rng.uniform(0.1, 0.5, count),
+            "tiv_ml": rng.normal(1500, 100, count),
+            "stage": "n/a",
+        }
+    )
+    return table, target, values
+
+
+def make_question(count: int, shift: float, seed: int = 0) -> questions.People:
+    """Return the people of a question without any product on disk."""
+    table, target, values = make_people(count, seed, shift)
+    people = object.__new__(questions.People)
+    people.table, people.target, people.families = table, target, table["family"].to_numpy(str)
+    people.kernel = values @ values.T
+    people.volumes = np.exp(np.random.default_rng(seed).normal(3, 0.1, (count, len(REGIONS))))
+    return people
+
+
+def test_auroc_equals_scikit_learn():
+    """Every AUROC of page 06 would be wrong, ties included."""
+    rng = np.random.default_rng(0)
+    target, scores = rng.random(80) < 0.4, rng.integers(0, 9, 80)
+    assert crossval.auroc(target, scores) == pytest.approx(roc_auc_score(target, scores))
+
+
+def test_ordinal_auroc_averages_the_cuts():
+    """The staging gain would weigh another question than "at least this stage"."""
+    rng = np.random.default_rng(0)
+    target, probability = rng.integers(0, 3, 90), rng.dirichlet([1, 1, 1], 90)
+    cuts = [roc_auc_score(target >= c, probability[:, c:].sum(1)) for c in (1, 2)]
+    assert crossval.ordinal_auroc(target, probability) == pytest.approx(np.mean(cuts))
+
+
+def test_components_from_dot_products_are_those_of_pca_on_the_training_part():
+    """Components would not be PCA, or would have seen the test people (fault S02)."""
+    _, _, values = make_people(40)
+    values[30:] *= 1000  # the canary: test people far away must leave the basis alone
+    train, test = np.arange(30), np.arange(30, 40)
+    empty = np.empty((40, 0))
+    fitted, others, count = crossval._reduce(values @ values.T, empty, train, test, 4)
+    pca = PCA(4, svd_solver="full").fit(values[train])
+    assert count == 4
+    np.testing.assert_allclose(np.abs(fitted), np.abs(pca.transform(values[train])), atol=1e-8)
+    np.testing.assert_allclose(np.abs(others), np.abs(pca.transform(values[test])), atol=1e-6)
+
+
+def test_planted_difference_is_found_and_shuffled_labels_are_chance():
+    """An AUROC would not mean separation, or would be above chance by construction (G18, S01)."""
+    table, target, values = make_people(120, shift=2.0)
+    kernel, families = values @ values.T, table["family"].to_numpy(str)
+    found = crossval.predict(table, target, SETTINGS, kernel)
+    row = crossval.score("latents", target, found, families, SETTINGS)
+    assert row["auc_low"] > 0.7
+    assert row["auc_low"] < row["auc"] < row["auc_high"]
+    covered = 0
+    for seed in range(10):
+        shuffled = np.random.default_rng(seed).permutation(target)
+        chance = crossval.predict(table, shuffled, SETTINGS, kernel)
+        null = crossval.score("null", shuffled, chance, families, SETTINGS)
+        covered += null["auc_low"] <= 0.5 <= null["auc_high"]
+    assert covered >= 8
+
+
+def test_many_noise_features_do_not_beat_chance():
+    """Any fit outside the folds would separate random labels (a leak through the features)."""
+    rng = np.random.default_rng(3)
+    table, target, _ = make_people(60)
+    values = rng.standard_normal((60, 3000))
+    found = crossval.predict(table, target, SETTINGS, values @ values.T)
+    assert 0.3 < crossval.ordinal_auroc(target, found) < 0.7
+
+
+def test_seen_people_are_refused():
+    """People from the VAE's training could raise the AUROC (a leak)."""
+    table, target, values = make_people(30)
+    table.loc[4, "seen_by"] = "runs/vae"
+    with pytest.raises(BadInput, match=r"E-SEEN.*1 of 30"):
+        crossval.predict(table, target, SETTINGS, values @ values.T)
+    with pytest.raises(BadInput, match="E-SEEN"):
+        crossval.permutation_p(table, target, values @ values.T, SETTINGS)
+
+
+def test_families_are_never_split():
+    """A planted scan and its original could stand on both sides of a fold (G16)."""
+    table, target, _ = make_people(60)
+    table["family"] = [f"f{i // 2}" for i in range(60)]  # a euploid and its planted scan
+    families = table["family"].to_numpy()
+    for train, test in crossval.outer_folds(table, target, SETTINGS):
+        assert not set(families[train]) & set(families[test])
+
+
+def test_interval_resamples_families():
+    """Repeats of one person would be counted as evidence and narrow every interval."""
+    rng = np.random.default_rng(0)
+    target = np.repeat(rng.permutation(np.arange(40) % 2), 10)
+    score = np.repeat(rng.normal(size=40), 10) + target
+    families = np.repeat(np.arange(40), 10).astype(str)
+
+    def width(groups):
+        low, high = crossval.interval(
+            lambda rows: crossval.auroc(target[rows] == 1, score[rows]), groups, SETTINGS
+        )
+        return high - low
+
+    assert width(families) > 2 * width(np.arange(400).astype(str))
+
+
+def test_permutation_stays_within_site_and_p_is_never_zero():
+    """The null would mix sites, or a p of 0 could be printed (G19)."""
+    table, target, values = make_people(80, shift=3.0)
+    site = table["site"].to_numpy(str)
+    shuffled = crossval.permute(target, site, np.random.default_rng(0))
+    assert (shuffled != target).any()
+    for name in ("a", "b"):
+        assert shuffled[site == name].sum() == target[site == name].sum()
+    assert crossval.permutation_p(table, target, values @ values.T, SETTINGS) == 1 / 40
+
+
+def test_too_few_people_give_a_reason():
+    """A fold without one class would raise or print NaN (S03, G23)."""
+    assert "one class only" in crossval.too_few(np.zeros(50, int), 2, SETTINGS)
+    assert "5 people" in crossval.too_few(np.array([0] * 40 + [1] * 5), 2, SETTINGS)
+    assert crossval.too_few(np.array([0, 1] * 10), 2, SETTINGS) is None
+
+
+def test_site_that_is_the_group_is_not_separable():
+    """A site effect would be sold as Down syndrome (S04)."""
+    people = make_question(60, 2.0)
+    people.table["site"] = np.where(people.target == 1, "clinic", "public")
+    headline, tables, reasons = questions.discriminate(people, None, SETTINGS)
+    rows = {row["features"]: row for row in tables["discrimination"]}
+    assert rows["site"]["auc"] == 1.0
+    assert "not separable" in reasons["site"]
+    assert headline["auc_ds_confounds"] < 0.8
+    assert headline["auc_ds_oracle"] is None
+    assert "phantom" in reasons["auc_ds_oracle"]
+
+
+def test_latents_that_add_to_staging_show_a_gain():
+    """The staging gain would be zero where latents know the stage, or positive where they do not."""
+    found = []
+    for shift in (2.5, 0.0):
+        people = make_question(240, 0.0, seed=1)
+        stages = np.random.default_rng(5).integers(0, 3, 240)
+        people.table["stage"] = np.array(["asymptomatic", "prodromal", "dementia"])[stages]
+        values = make_people(240, seed=1)[2]
+        values[:, 0] += shift * stages
+        people.kernel = values @ values.T
+        headline, tables, _ = questions.stage(people, SETTINGS)
+        found.append(headline["stage_gain_ci"])
+        assert "kappa" in tables["staging"][0]
+    assert found[0][0] > 0.1
+    assert found[1][0] < 0.05
+
+
+def test_no_stage_gives_null_and_a_reason():
+    """A cohort without stages would raise instead of saying so."""
+    headline, _, reasons = questions.stage(make_question(40, 0.0), SETTINGS)
+    assert headline == {"stage_gain": None, "stage_gain_ci": None}
+    assert "one class only" in reasons["stage_gain"]
+
+
+def test_two_planted_subtypes_are_found_and_one_gaussian_is_not():
+    """Strata would be reported where there is one cloud, or missed where there are two."""
+    rng = np.random.default_rng(0)
+    settings = Strata(permutations=39, null_draws=10)
+    values = rng.standard_normal((100, 60)) / np.sqrt(1 + np.arange(60))
+    nuisance = rng.standard_normal((100, 2))
+    single = structure.search(values @ values.T, nuisance, settings)
+    kind = rng.random(100) < 0.5
+    values[:, 1] += 5 * kind * values[:, 1].std()
+    double = structure.search(values @ values.T, nuisance, settings)
+    assert double["p"] == 1 / 40
+    assert double["structured"]
+    agreement = pd.crosstab(double["labels"], kind).max(axis=1).sum() / 100
+    assert agreement > 0.9
+    assert single["p"] > 0.05
+    assert single["false_discovery"] <= 0.3
+
+
+def test_null_cohorts_have_the_observed_covariance_and_no_covariate():
+    """The null would be easier or harder to call structured than the observed cohort."""
+    rng = np.random.default_rng(0)
+    values, nuisance = rng.standard_normal((80, 5)) * [3, 2, 1, 1, 1], rng.standard_normal((80, 2))
+    out = structure.residual_maker(nuisance)
+    people = structure.coordinates(values @ values.T, nuisance)
+    draws = [structure.draw_structureless(people, out, rng) for _ in range(200)]
+    sums = np.mean([draw.T @ draw for draw in draws], axis=0)
+    np.testing.assert_allclose(np.diag(sums), np.diag(people.T @ people), rtol=0.1)
+    assert np.abs(nuisance.T @ draws[0]).max() < 1e-9
+    np.testing.assert_allclose(people @ people.T, out @ values @ values.T @ out, atol=1e-8)
