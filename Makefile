@@ -34,7 +34,7 @@ test-all: $(VENV)/.installed  ## every test
 
 book: $(VENV)/.installed  ## build the book from the committed pages, without training
 	@$(RUN) dsnb verify
-	@$(RUN) jupyter_book build -W -n --keep-going book
+	@$(VENV)/bin/jupyter-book build -W -n --keep-going book
 
 verify: $(VENV)/.installed  ## check that every page and number of the book is whole
 	@$(RUN) dsnb verify

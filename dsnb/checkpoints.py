@@ -97,6 +97,17 @@ def load_weights(run: Path, which: str = "best") -> dict[str, torch.Tensor]:
     return require(run, which)["ema"]
 
 
+def identical(one: object, other: object) -> bool:
+    """Return whether two payloads are equal bit for bit, tensors and counters alike."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(identical(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return one == other
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder for one job; a second one is refused with the first one's name.
@@ -125,7 +136,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def check_identity(run: Path, saved: dict, identity: dict) -> None:
     """Refuse to resume another run, naming the settings that differ."""
-    flat = [pd.json_normalize(entry).iloc[0].to_dict() for entry in (saved, identity)]
+    flat = [(pd.json_normalize(e).to_dict("records") or [{}])[0] for e in (saved, identity)]
     keys = sorted(set(flat[0]) | set(flat[1]))
     differ = [key for key in keys if str(flat[0].get(key)) != str(flat[1].get(key))]
     if differ:

@@ -39,19 +39,9 @@ class Report(BadInput):
     """Every problem of one data set at once; its code is that of the first."""
 
     def __init__(self, problems: list[BadInput]):
-        self.problems, self.code = list(problems), problems[0].code
+        self.code, self.problems, self.said = problems[0].code, problems, (problems,)
         lines = [f"{len(problems)} problems, nothing was written:"] if len(problems) > 1 else []
         Exception.__init__(self, "\n".join(lines + [str(problem) for problem in problems]))
-
-    def __reduce__(self) -> tuple:
-        """Let a report travel between processes."""
-        return Report, (self.problems,)
-
-
-def refuse(problems: list[BadInput]) -> None:
-    """Raise every problem in one report; no problems, no refusal."""
-    if problems:
-        raise Report(problems)
 
 
 def is_safe_id(value: str) -> bool:
@@ -79,18 +69,18 @@ def _check_format(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(132)
     packed, named = head[:2] == b"\x1f\x8b", path.name.endswith(".gz")
-    seen, fix = None, "export the scan as NIfTI"
     if not head:
         seen, fix = "empty", "fetch it again"
     elif head.lstrip()[:1] == b"<":
         seen, fix = "a web page (HTML)", "the download failed: fetch it again"
     elif head[128:] == b"DICM":
-        seen = "DICOM"
+        seen, fix = "DICOM", "export the scan as NIfTI"
     elif packed != named:
         seen = "gzip" if packed else "not gzip"
         fix = "rename it to .nii.gz" if packed else "rename it to .nii, or gzip it"
-    if seen:
-        raise BadInput("E-FORMAT", path.name, "its content", seen, "NIfTI as its name says", fix)
+    else:
+        return
+    raise BadInput("E-FORMAT", path.name, "its content", seen, "NIfTI as its name says", fix)
 
 
 def _check_dims(header: nib.Nifti1Header, where: str, bytes_on_disk: int) -> tuple:
@@ -206,28 +196,19 @@ def read_nifti(path: Path, inside: Path | None = None) -> tuple[np.ndarray, np.n
         file.read(min(skipped, MIN_BOMB_BYTES))
         wanted = math.prod(dims) * dtype.itemsize
         data = file.read(wanted)
-        while file.read(2**20):  # the checksum sits behind the last byte
-            pass
+        # The checksum sits behind the last byte; what else follows is read no further than a bomb.
+        behind = sum(len(file.read(2**20)) for _ in range(MIN_BOMB_BYTES // 2**20))
+    fix = "fetch the file again"
     if len(data) < wanted:
-        fix = "fetch the file again"
         raise BadInput("E-TRUNC", where, "its voxel bytes", len(data), f"{wanted}", fix)
-    volume = np.frombuffer(data, dtype).reshape(dims, order="F").astype(np.float32)
-    return _finite(volume, where) * slope + inter, affine, _notes(header)
-
-
-def _finite(volume: np.ndarray, where: str) -> np.ndarray:
-    """Return the volume; refuse NaN and infinity (E-NONFINITE) with count, share and place."""
-    bad = ~np.isfinite(volume)
-    if bad.any():
-        first = [int(index) for index in np.argwhere(bad)[0]]
-        seen = f"{bad.sum()} voxels ({bad.mean():.2%}), first at {first}"
+    if behind >= MIN_BOMB_BYTES:
+        raise BadInput("E-SIZE", where, "bytes behind its voxels", behind, "none", fix)
+    volume = np.frombuffer(data, dtype).reshape(dims, order="F").astype(np.float32) * slope + inter
+    if not (finite := np.isfinite(volume)).all():
+        first = [int(index) for index in np.argwhere(~finite)[0]]
+        seen = f"{(~finite).sum()} voxels ({(~finite).mean():.2%}), first at {first}"
         fix = "find out what wrote them; do not fill them in"
         raise BadInput("E-NONFINITE", where, "NaN or infinity", seen, "none", fix)
-    return volume
-
-
-def _notes(header: nib.Nifti1Header) -> list[str]:
     notes = ["squeezed to 3D"] if int(header["dim"][0]) > 3 else []
-    if float(header["scl_slope"]) == 0:
-        notes.append("slope 0 read as unset")
-    return notes
+    notes += ["slope 0 read as unset"] if float(header["scl_slope"]) == 0 else []
+    return volume, affine, notes

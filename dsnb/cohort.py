@@ -84,7 +84,7 @@ def read_folder(raw: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     scans, wrong_scans = bids.find_t1w(raw)
     problems += wrong_scans
     if people.empty:
-        checks.refuse(problems or [_nobody(raw)])
+        raise checks.Report(problems or [_nobody(raw)])
     strangers = sorted(set(scans["participant_id"]) - set(people["participant_id"]))
     if strangers:
         fix = "add their rows, or move the scans away"
@@ -97,7 +97,8 @@ def read_folder(raw: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if problems and len(excluded):
         absent, fix = excluded["participant_id"].tolist(), "nothing: they are left out"
         problems.append(BadInput("E-NOSCAN", raw.name, "scans missing", absent, "a T1w", fix))
-    checks.refuse(problems)
+    if problems:
+        raise checks.Report(problems)
     for code, several in excluded.groupby("code"):
         record.say(f"{len(several)} left out, {code}: {', '.join(several['participant_id'])}")
     return table.reset_index(drop=True), excluded

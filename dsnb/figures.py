@@ -40,16 +40,15 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
-def _plain_axes(axes: Axes, x_label: str, y_label: str) -> None:
+def _plain_axes(axes: Axes, x_label: str, y_label: str):
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def cut_volume(volume: np.ndarray, affine: np.ndarray, cut: Cut) -> tuple[np.ndarray, list]:
-    """Return the slice of a RAS volume (X, Y, Z) as (rows, columns), and its extent in mm.
+    """Return a slice (rows, columns) of a RAS volume, and its (left, right, bottom, top) in mm.
 
-    The extent is (left, right, bottom, top) for `imshow(origin="lower")`; a cut outside of the
-    volume is refused.
+    For `imshow(origin="lower")`; a cut outside of the volume is refused.
     """
     plane, mm = cut
     axis = PLANES[plane]
@@ -83,8 +82,7 @@ def _mark(axes: Axes, cut: Cut, colour: str = "white") -> None:
     axes.text(0.02, 0.5, ENDS[plane][0], va="center", **small)
     axes.text(0.98, 0.5, ENDS[plane][1], va="center", ha="right", **small)
     axes.text(0.02, 0.02, f"{'xyz'[PLANES[plane]]} = {mm:g} mm", **small)
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x, y = right - 0.04 * (right - left), bottom + 0.05 * (top - bottom)
     axes.plot([x - 50, x], [y, y], color=colour, linewidth=1.5)
     axes.text(x - 25, y + 2, "50 mm", color=colour, fontsize=5, ha="center")
@@ -93,13 +91,11 @@ def _mark(axes: Axes, cut: Cut, colour: str = "white") -> None:
 def _limit(values: Sequence[np.ndarray]) -> float:
     """Return a symmetric colour limit: the 99.5th percentile of the non-zero magnitudes."""
     sizes = np.abs(np.concatenate([np.asarray(v, np.float32).ravel() for v in values]))
-    sizes = sizes[sizes > 0]
-    return float(np.quantile(sizes, 0.995)) if len(sizes) else 1.0
+    return float(np.quantile(sizes[sizes > 0], 0.995)) if sizes.any() else 1.0
 
 
 def _colour_bar(figure: Figure, axes, low: float, high: float, colours: str, unit: str, **style):
-    mappable = ScalarMappable(Normalize(low, high), colours)
-    figure.colorbar(mappable, ax=axes, label=unit, **style)
+    figure.colorbar(ScalarMappable(Normalize(low, high), colours), ax=axes, label=unit, **style)
 
 
 def plot_slices(
@@ -121,9 +117,7 @@ def plot_slices(
     return figure
 
 
-def _overlay(
-    axes: Axes, background, values: np.ndarray, affine, cut: Cut, threshold: float, limit: float
-) -> None:
+def _overlay(axes: Axes, background, values, affine, cut: Cut, threshold: float, limit: float):
     """Draw a diverging map over a grey slice; what stays below the threshold is transparent."""
     if background is not None:
         top = max(float(np.max(background)), 1e-6)
@@ -141,7 +135,6 @@ def plot_overlay(
     threshold: float = 0.0,
     limit: float | None = None,
     cuts: Sequence[Cut] = CUTS,
-    title: str = "",
 ) -> Figure:
     """Show a map (X, Y, Z) centred on zero over a grey volume; hide what is within +-threshold."""
     limit = limit or _limit([values])
@@ -152,7 +145,6 @@ def plot_overlay(
         _mark(axes, cut)
     shown = f", shown beyond {threshold:g}" if threshold else ""
     _colour_bar(figure, row, -limit, limit, DIVERGING, unit + shown, shrink=0.8)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -202,8 +194,7 @@ def plot_bars(
     A missing value is written as "not computed"; a missing interval is left out.
     """
     table = pd.DataFrame(table).reset_index(drop=True)
-    figure = _figure(6.2, 0.9 + 0.32 * len(table))
-    axes = figure.subplots()
+    axes = (figure := _figure(6.2, 0.9 + 0.32 * len(table))).subplots()
     for place, row in table.iterrows():
         if pd.isna(row[value]):
             style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
@@ -231,19 +222,17 @@ def plot_scatter(
     ranges: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
     """Show named points beside the identity line; `ranges` of x and y are (N, 2): low, high."""
-    figure = _figure(5.2, 4.6)
-    axes = figure.subplots()
+    axes = (figure := _figure(5.2, 4.6)).subplots()
     x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
     axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
-    bars = {}
-    if ranges:
-        bars = {k: np.abs(r.T - v) for k, r, v in zip(("xerr", "yerr"), ranges, (x, y))}
+    named = zip(("xerr", "yerr"), ranges or (), (x, y))
+    bars = {name: np.abs(limits.T - values) for name, limits, values in named}
     axes.errorbar(x, y, fmt="o", color=COLOURS["euploid"], ms=5, lw=1, alpha=0.8, **bars)
     for place, name in zip(zip(x, y), labels):
-        shift = {"xytext": (4, 4), "textcoords": "offset points"}
-        axes.annotate(str(name).replace("_", " "), place, fontsize=7, **shift)
+        style = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(str(name).replace("_", " "), place, **style)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _plain_axes(axes, x_label, y_label)
@@ -255,17 +244,16 @@ def plot_training(
 ) -> Figure:
     """Show the weighted loss terms and the validation score against volumes seen.
 
-    Rows of a run's statistics where a column is empty are left out.
+    Steps without a value are left out.
     """
     figure = _figure(8.0, 3.0)
     losses, scores = figure.subplots(1, 2)
     for name, colour in _colours(list(terms)).items():
-        rows = stats[[seen, name]].dropna()
-        losses.plot(rows[seen], rows[name], color=colour, lw=1.2, label=name)
+        losses.plot(*stats[[seen, name]].dropna().to_numpy().T, color=colour, lw=1.2, label=name)
     losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=8)
-    rows = stats[[seen, validation]].dropna()
-    scores.plot(rows[seen], rows[validation], "o-", color=COLOURS["euploid"], ms=3, lw=1.2)
+    known = stats[[seen, validation]].dropna()
+    scores.plot(*known.to_numpy().T, "o-", color=COLOURS["euploid"], ms=3, lw=1.2)
     _plain_axes(losses, "volumes seen", "loss term, weighted")
     _plain_axes(scores, "volumes seen", unit)
     return figure
@@ -273,8 +261,7 @@ def plot_training(
 
 def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
     """Show radial power spectra {name: (F,)} over spatial frequency (cycles per mm)."""
-    figure = _figure(5.2, 3.4)
-    axes = figure.subplots()
+    axes = (figure := _figure(5.2, 3.4)).subplots()
     for name, colour in _colours(list(power)).items():
         axes.loglog(per_mm, power[name], color=colour, lw=1.5, label=name)
     axes.legend(frameon=False, fontsize=8)
@@ -282,10 +269,9 @@ def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def plot_distribution(groups: dict[str, np.ndarray], unit: str, title: str = "") -> Figure:
+def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     """Show every value of each group {name: (N,)}, its median and quartiles."""
-    figure = _figure(1.2 + 1.1 * len(groups), 3.2)
-    axes = figure.subplots()
+    axes = (figure := _figure(1.2 + 1.1 * len(groups), 3.2)).subplots()
     jitter = np.random.default_rng(0)
     for place, (name, colour) in enumerate(_colours(list(groups)).items()):
         values = np.asarray(groups[name], float)
@@ -296,7 +282,6 @@ def plot_distribution(groups: dict[str, np.ndarray], unit: str, title: str = "")
         axes.plot([place, place], [low, high], color="black", lw=3, alpha=0.5)
     names = [f"{name}\nn = {len(values)}" for name, values in groups.items()]
     axes.set_xticks(range(len(groups)), names, fontsize=8)
-    axes.set_title(title, fontsize=10)
     _plain_axes(axes, "", unit)
     return figure
 
@@ -305,8 +290,7 @@ def plot_embedding(
     scores: np.ndarray, groups: Sequence[str], variance: Sequence[float] | None = None
 ) -> Figure:
     """Show the first two of `scores` (N, K) by group; `variance` holds explained shares (0..1)."""
-    figure = _figure(4.8, 4.0)
-    axes = figure.subplots()
+    axes = (figure := _figure(4.8, 4.0)).subplots()
     groups = np.asarray(groups, str)
     for (name, colour), mark in zip(_colours(list(dict.fromkeys(groups))).items(), "os^Dv<>P" * 4):
         rows = groups == name

@@ -128,9 +128,12 @@ def fit_template(volumes: np.ndarray, study: Study) -> np.ndarray:
     voxel_mm = study.grid.voxel_mm
     for _ in range(study.maps.template_rounds):
         fields = _block(some, template, study, study.maps.processes)
-        mean = np.mean([warp(v, u, voxel_mm) for v, u in zip(some, fields)], axis=0)
-        template = warp(mean, invert_field(np.mean(fields, axis=0), voxel_mm), voxel_mm)
-    return template.astype(np.float32)
+        centre = invert_field(np.mean(fields, axis=0), voxel_mm)
+        template = np.zeros_like(template)
+        for volume, field in zip(some, fields):
+            whole = centre + np.stack([warp(part, centre, voxel_mm) for part in field])
+            template += warp(volume, whole, voxel_mm, order=3) / np.float32(len(some))
+    return template
 
 
 def region_volumes(log_jacobian: np.ndarray, grid: Grid) -> np.ndarray:

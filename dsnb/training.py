@@ -78,7 +78,7 @@ def curve(stats: pd.DataFrame, points: int = 60) -> list[dict]:
     return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
 
 
-class _State:
+class State:
     """All that changes in training, saved and restored whole: model, EMA, optimizer, counters."""
 
     def __init__(self, task: Task, settings: Training, identity: dict, ranks: Ranks):
@@ -126,7 +126,7 @@ class _State:
             torch._foreach_lerp_(average, current, 1 - decay)
 
 
-def _gradients(state: _State, task: Task, rows: np.ndarray, ranks: Ranks) -> dict:
+def _gradients(state: State, task: Task, rows: np.ndarray, ranks: Ranks) -> dict:
     """Accumulate this rank's share of the global batch; return mean loss terms over all ranks."""
     settings, micro = state.settings, len(rows) // ranks.world // state.settings.accumulate
     mine = np.split(rows, ranks.world)[ranks.rank]
@@ -145,7 +145,7 @@ def _gradients(state: _State, task: Task, rows: np.ndarray, ranks: Ranks) -> dic
     return dict(zip(sums, means))
 
 
-def _step(state: _State, task: Task, rows: np.ndarray, ranks: Ranks) -> dict:
+def step(state: State, task: Task, rows: np.ndarray, ranks: Ranks) -> dict:
     """Take one optimizer step on a global batch, skipped by all ranks where any is not finite."""
     settings, counts = state.settings, state.counts
     rate = learning_rate(settings, counts["seen"])
@@ -180,7 +180,7 @@ def _rewind_log(run: Path, seen: int) -> None:
     record.write_text(path, "".join(kept))
 
 
-def _assess(state: _State, task: Task, run: Path) -> dict[str, float]:
+def _assess(state: State, task: Task, run: Path) -> dict[str, float]:
     """Validate the averaged model and keep it if it is the best so far."""
     with torch.no_grad():
         found = {name: float(value) for name, value in task.validate(state.ema).items()}
@@ -208,7 +208,7 @@ def train(run: Path, task: Task, settings: Training, identity: dict) -> dict:
 def _train(run: Path, task: Task, settings: Training, identity: dict, ranks: Ranks) -> dict:
     distributed.shares(settings.batch, ranks.world, settings.accumulate)
     began = time.perf_counter()
-    state = _State(task, settings, record.plain(identity), ranks)
+    state = State(task, settings, record.plain(identity), ranks)
     saved = distributed.from_first(ranks, lambda: checkpoints.newest(run))
     counts = state.counts
     if saved:
@@ -221,7 +221,7 @@ def _train(run: Path, task: Task, settings: Training, identity: dict, ranks: Ran
     while counts["seen"] < settings.volumes:
         started = time.perf_counter()
         rows = distributed.ordered_rows(task.rows, settings.seed, counts["seen"], settings.batch)
-        entry = _step(state, task, rows, ranks)
+        entry = step(state, task, rows, ranks)
         entry["seconds"] = time.perf_counter() - started
         if counts["in_a_row"] >= PATIENCE:
             fix = f"look at rows {rows.tolist()} or lower lr; the last checkpoint is finite"
@@ -269,4 +269,7 @@ def train_product(
             product.finish()
 
 
-__all__ = ["Task", "learning_rate", "load_weights", "read_stats", "train", "train_product"]
+__all__ = [
+    "State", "Task", "curve", "learning_rate", "load_weights", "read_stats", "step", "train",
+    "train_product",
+]  # fmt: skip

@@ -20,14 +20,14 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn import functional
 
-from dsnb import checkpoints, dataset, phantom, record, space, training
+from dsnb import checkpoints, dataset, record, space, training
 from dsnb.config import Study, Training, Vae
 from dsnb.distributed import Noise
+from dsnb.phantom.people import SITES
 
 CODE = ("vae", "training", "checkpoints", "distributed", "dataset")
 LOGVAR_RANGE = (-20.0, 10.0)  # of the posterior, so that exp stays finite in fp32
 ACTIVE = 0.01  # variance over people of an active unit's posterior mean (Burda, arXiv 1509.00519)
-NOISE_GAIN = 1.0  # prepared volumes keep the phantom's unit, white matter near 0.85
 GAINS = ("gain_db_over_monai", "gain_db_over_monai_shrunk", "time_ratio_to_20db")
 LATER = "the rival is trained for equal time in the ablations, not in this run"
 
@@ -65,7 +65,9 @@ class LeanVae(nn.Module):
         support = ndimage.binary_dilation(mean[0, 0].numpy() > 0.05, iterations=2)
         self.register_buffer("mean_volume", mean)
         self.register_buffer("support", torch.as_tensor(support, dtype=torch.float32)[None, None])
-        self.to(memory_format=torch.channels_last_3d)  # 1.2 times as fast on a CPU
+        for module in self.modules():  # 1.2 times as fast on a CPU; a 1x1 kernel has no such order
+            if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+                module.to(memory_format=torch.channels_last_3d)
 
     def encode(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return posterior mean and log-variance, fp32 (N, C, X/f, ...), of (N, 1, X, Y, Z)."""
@@ -202,13 +204,14 @@ def noise_floor_db(root: Path, study: Study, table: pd.DataFrame) -> float | Non
     """Return the PSNR (dB) of a phantom volume against its noise-free self; None on real data.
 
     No reconstruction can know the noise of the volume it is compared with: its mean squared error
-    is at least the noise variance, that of the site's scanner in prepared units.
+    is at least the noise variance, that of the site's scanner. Prepared volumes keep the phantom's
+    unit (white matter at 0.85), and Rician noise is nearly Gaussian in tissue.
     """
     mark = json.loads((root / "study.json").read_text())
     if mark["data"] != "phantom":
         return None
-    sd = study.cohort.noise * np.array([phantom.SITES[site][1] for site in table["site"]])
-    return float(np.mean(-20 * np.log10(sd * NOISE_GAIN)))
+    sd = study.cohort.noise * np.array([SITES[site][1] for site in table["site"]])
+    return float(np.mean(-20 * np.log10(sd)))
 
 
 def channel_table(model: LeanVae, volumes: np.ndarray) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,11 +49,19 @@ def make_latents(count: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndar
     return table, z, {"mean": np.full(2, 3.0), "std": np.full(2, 0.5)}
 
 
+def make_task() -> flow.FlowTask:
+    """Return the task of the planted latents, without any product on disk."""
+    table, z, statistics = make_latents()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents, "load", lambda root: (table, z, None, statistics))
+        return flow.FlowTask(Path(), replace(config.SMOKE, diffusion=SETTINGS), CPU)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[flow.FlowTask, flow.Flow]:
     """Train once on the planted Gaussian; return the task and the averaged flow."""
     run = tmp_path_factory.mktemp("run")
-    task = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU)
+    task = make_task()
     training.train(run, task, SETTINGS.training, {"made": "by a test"})
     task.model.load_state_dict(training.load_weights(run))
     return task, task.model.eval().requires_grad_(False)
@@ -66,8 +75,8 @@ def ask(count: int, group: str, age: float = 45.0) -> torch.Tensor:
 
 def test_components_and_latents_invert_each_other():
     """Decoded volumes would be of other latents than those drawn."""
-    table, z, statistics = make_latents()
-    model = flow.FlowTask(SETTINGS, (table, z, statistics), np.eye(4), CPU).model
+    table, z, _ = make_latents()
+    model = make_task().model
     components = model.project(torch.from_numpy(z))
     np.testing.assert_allclose(model.expand(components).numpy(), z, atol=1e-3)
     fit = flow.generator_rows(table)[0]
@@ -76,7 +85,7 @@ def test_components_and_latents_invert_each_other():
 
 def test_untrained_flow_draws_the_unit_gaussian_exactly():
     """Euler steps would shrink the spread of every synthetic cohort (6 % in the usual time)."""
-    model = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU).model
+    model = make_task().model
     z = diffusion.draw(model, ask(4000, "euploid"), seed=0, steps=1)
     components = model.project(z)
     np.testing.assert_allclose(components.mean(0).numpy(), 0, atol=0.06)
@@ -154,7 +163,7 @@ def test_condition_dropout_and_validation_are_keyed(trained):
     """Early choice would depend on luck: two validations of one model would differ."""
     task, model = trained
     assert task.validate(model) == task.validate(model)
-    fresh = flow.FlowTask(SETTINGS, make_latents(), np.eye(4), CPU)
+    fresh = make_task()
     assert task.validate(model)["score"] > task.validate(fresh.model)["score"]
 
 
@@ -203,7 +212,7 @@ def test_spectrum_of_a_wave_peaks_at_its_frequency():
 
 
 @pytest.fixture
-def walk(tmp_path, monkeypatch) -> tuple:
+def walk(tmp_path) -> tuple:
     """Make a data root whose prepared volumes are noise and whose latents are the planted ones."""
     study = replace(config.SMOKE, diffusion=replace(
         SETTINGS, synthetic=5, steps=2,
@@ -271,5 +280,7 @@ def test_another_vae_is_refused(walk):
     other = replace(study, vae=replace(study.vae, kl=1e-3))
     vae.train(root, other)
     latents.encode(root, other)
-    with pytest.raises(BadInput, match=r"E-MISMATCH.*runs/vae"):
+    with pytest.raises(BadInput, match=r"E-STALE runs/diffusion"):
         diffusion.sample(root, other)
+    with pytest.raises(BadInput, match=r"E-MISMATCH.*runs/vae"):
+        diffusion.load(root)

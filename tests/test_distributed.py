@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import IDENTITY, SETTINGS, Line, equal, log, trained
+from test_training import IDENTITY, SETTINGS, Line, log, trained
 from torch import distributed as dist
 
 from dsnb import checkpoints, distributed, record, training
@@ -153,6 +153,6 @@ def test_a_finished_product_is_left_as_it_is(tmp_path, monkeypatch):
     run()
     run()
     assert len(tasks) == 1 and "goes on after 16 of 24" in " ".join(said)
-    assert equal(
+    assert checkpoints.identical(
         checkpoints.newest(tmp_path / "runs/line")["model"], trained(tmp_path / "plain")["model"]
     )

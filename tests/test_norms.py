@@ -64,14 +64,14 @@ def test_conformal_factor_bounds_any_flag():
     """
     rng = np.random.default_rng(3)
     plain, kept = [], []
-    for _ in range(60):
+    for _ in range(40):
         spread = rng.lognormal(0, 0.3, size=(100, 1))
         z = rng.standard_normal((100, 200)) * spread
         calibration = Calibration.fit(z[:59], 50, 0.05)
         kept.append((calibration.q(z[59:]).min(1) < 0.05).mean())
         p = 2 * stats.t.sf(np.abs(z[59:]), 50)
         plain.append((stats.false_discovery_control(p, axis=1).min(1) < 0.05).mean())
-    assert calibration.guarantee <= 0.05
+    assert calibration.guarantee == pytest.approx(0.05)
     assert np.mean(plain) > 0.15
     assert 0.02 < np.mean(kept) < 0.065
 

@@ -97,7 +97,7 @@ def test_results_need_every_key_and_a_reason_for_null(tmp_path):
 
 def test_comments_do_not_change_the_code_digest(tmp_path, monkeypatch):
     """Only code that can change a result makes a product outdated."""
-    monkeypatch.setattr(record, "HOME", tmp_path)
+    monkeypatch.setattr(record.files, "HOME", tmp_path)
     digests = []
     for name, text in (("a", '"""Doc."""\nx = 1\n'), ("b", "x = 1  # why\n"), ("c", "x = 2\n")):
         (tmp_path / f"{name}.py").write_text(text)

@@ -19,7 +19,7 @@ CENTRE = np.array([0.0, -17.0, 5.0]).reshape(3, 1, 1, 1)
 
 
 def expansion(gain: float, radius_mm: float = 30) -> np.ndarray:
-    """Return the forward displacement (3, X, Y, Z) mm that swells the middle by about e^(3 gain)."""
+    """Return the forward displacement (3, X, Y, Z) mm swelling the middle by about e^(3 gain)."""
     offset = GRID.coordinates_mm() - CENTRE
     return gain * offset * np.exp(-(offset**2).sum(0) / (2 * radius_mm**2))
 
@@ -49,7 +49,7 @@ def test_inverse_field_undoes_the_field():
     field = expansion(0.1)
     inverse = rivals.invert_field(field, GRID.voxel_mm)
     back = inverse + np.stack([rivals.warp(part, inverse, GRID.voxel_mm) for part in field])
-    assert np.abs(field).max() > 2
+    assert np.abs(field).max() > 1.5
     assert np.abs(back).max() < 0.2
 
 
@@ -65,7 +65,7 @@ def test_region_volumes_are_masks_times_local_volume():
 
 def test_template_is_sharper_than_the_mean_and_keeps_its_shape():
     """Falls: the claim that people are registered to a re-sharpened, un-biased template."""
-    gains = (-0.14, -0.07, 0.07, 0.14)
+    gains = (-0.3, -0.15, 0.15, 0.3)
     people = np.stack([rivals.warp(T1W, expansion(gain), GRID.voxel_mm) for gain in gains])
     template = rivals.fit_template(people, STUDY)
 

@@ -50,17 +50,6 @@ def trained(run, task=None, settings=SETTINGS):
     return checkpoints.newest(run)
 
 
-def equal(one, other):
-    """Return whether two nested payloads are equal bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
 def log(run):
     return training.read_stats(run).drop(columns="seconds")
 
@@ -72,9 +61,13 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(tmp_path, stop_at):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "cut", Line(stop_at=stop_at))
     resumed = trained(tmp_path / "cut")
-    assert equal(whole, resumed) and not equal(whole["ema"], whole["model"])
+    assert checkpoints.identical(whole, resumed) and not checkpoints.identical(
+        whole["ema"], whole["model"]
+    )
     assert log(tmp_path / "whole").equals(log(tmp_path / "cut"))
-    assert equal(checkpoints.require(tmp_path / "whole"), checkpoints.require(tmp_path / "cut"))
+    assert checkpoints.identical(
+        checkpoints.require(tmp_path / "whole"), checkpoints.require(tmp_path / "cut")
+    )
 
 
 def test_accumulation_equals_one_large_batch(tmp_path):
@@ -109,7 +102,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, mon
     monkeypatch.setattr(record, "say", said.append)
     assert checkpoints.newest(tmp_path / "run")["seen"] == 16
     assert newest.name in said[0] and "digest" in said[0]
-    assert equal(whole, trained(tmp_path / "run"))
+    assert checkpoints.identical(whole, trained(tmp_path / "run"))
     for path in checkpoints.listed(tmp_path / "run"):
         path.write_bytes(b"x")
     with pytest.raises(BadInput, match=older[0].name):
@@ -143,7 +136,7 @@ def test_only_the_last_three_and_the_best_stay(tmp_path):
     best, stats = checkpoints.require(tmp_path / "run"), log(tmp_path / "run")
     assert best["best"] == pytest.approx(stats["score"].max(), rel=1e-5)
     assert best["seen"] == stats["seen"][stats["score"].idxmax()]
-    assert equal(training.load_weights(tmp_path / "run"), best["ema"])
+    assert checkpoints.identical(training.load_weights(tmp_path / "run"), best["ema"])
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):

@@ -131,18 +131,11 @@ def _build(
 class FlowTask:
     """Components and conditions of the generator's people, the loss and the validation score."""
 
-    def __init__(
-        self,
-        settings: Diffusion,
-        latent: tuple[pd.DataFrame, np.ndarray, dict],
-        affine: np.ndarray,
-        device: torch.device,
-    ):
-        """Take the table, latents (N, C, d, h, w) and latent statistics of everybody."""
-        table, z, statistics = latent
+    def __init__(self, root: Path, study: Study, device: torch.device):
+        table, z, _, statistics = latents.load(root)
         fit, held = generator_rows(table)
-        self.model = _build(settings, z[fit], statistics, table.iloc[fit], affine)
-        self.settings, self.device, self.rows = settings, device, len(fit)
+        self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
+        self.settings, self.device, self.rows = study.diffusion, device, len(fit)
         self.data, self.held = (
             (self.model.project(torch.from_numpy(z[rows])).to(device),
              condition(table.iloc[rows]).to(device))
@@ -200,9 +193,7 @@ def train(root: Path, study: Study) -> None:
     """Train the flow on euploid `fit` and DS `generator-fit` latents as product runs/diffusion."""
 
     def build(device: torch.device) -> tuple[FlowTask, Training]:
-        table, z, _, statistics = latents.load(root)
-        task = FlowTask(study.diffusion, (table, z, statistics), study.grid.affine, device)
-        return task, study.diffusion.training
+        return FlowTask(root, study, device), study.diffusion.training
 
     settings = asdict(study.diffusion) | {"prediction": PREDICTION}
     for name in ("steps", "guidance", "synthetic"):  # of the sampler: no reason to train again

@@ -151,48 +151,53 @@ def _use(features: dict, settings: Release) -> tuple[dict, list[dict]]:
     return numbers, rows
 
 
-def compare(root: Path, study: Study) -> dict:
-    """Compare the product `synthetic` with unseen real people; None, with a reason, for too few."""
-    began = time.perf_counter()
-    measure(root, study)
-    measured = time.perf_counter() - began
-    table, made = dataset.load_table(root), dataset.load_table(root, "synthetic")
-    real, synthetic = (dataset.load_volumes(root, name) for name in ("prepared", "synthetic"))
+def _sides(table: pd.DataFrame, made: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Return the rows of each side and group; nobody of the `basis` trains a classifier."""
     fit = generator_people(table)
-    # Half of the euploid fit people define the features, the other half train the real classifier.
-    basis, others = fit["euploid"][::2], fit["euploid"][1::2]
-    rows = {
+    return {
         "real": {group: held_out(table, group) for group in GROUPS},
-        "trained_on": {"euploid": others, "DS": fit["DS"]},
+        "trained_on": fit | {"euploid": fit["euploid"][1::2]},
         "synthetic": {g: np.flatnonzero((made["group"] == g).to_numpy()) for g in GROUPS},
     }
-    counts = {f"{side} {g}": len(r) for side, groups in rows.items() for g, r in groups.items()}
+
+
+def basis(table: pd.DataFrame) -> np.ndarray:
+    """Return the euploid fit people who define the features of fidelity and privacy."""
+    return generator_people(table)["euploid"][::2]
+
+
+def compare(root: Path, study: Study) -> dict:
+    """Compare the product `synthetic` with unseen real people; None, with a reason, for too few."""
+    began, settings = time.perf_counter(), study.release
+    table, made = dataset.load_table(root), dataset.load_table(root, "synthetic")
+    sides = _sides(table, made)
+    counts = {f"{side} {g}": len(r) for side, groups in sides.items() for g, r in groups.items()}
     reason = too_few(counts)
     if reason:
-        empty = dict.fromkeys(KEYS)
         tables = {"people": counts, "reasons": dict.fromkeys(KEYS, reason)}
-        return {"headline": empty, "tables": tables, "timing": {"measure_seconds": measured}}
-    space = fit_features(real[basis], study.grid, study.release.components)
-    source = {"real": real, "trained_on": real, "synthetic": synthetic}
+        return {"headline": dict.fromkeys(KEYS), "tables": tables, "timing": {}}
+    measure(root, study)
+    timing = {"measure_seconds": time.perf_counter() - began}
+    real = dataset.load_volumes(root)
+    source = {"real": real, "trained_on": real,
+              "synthetic": dataset.load_volumes(root, "synthetic")}  # fmt: skip
+    volumes = {s: {g: source[s][rows] for g, rows in sides[s].items()} for s in sides}
+    space = fit_features(real[basis(table)], study.grid, settings.components)
     features = {
-        side: {g: space.transform(pooled(source[side][r], study.grid)) for g, r in groups.items()}
-        for side, groups in rows.items()
+        side: {g: space.transform(pooled(some, study.grid)) for g, some in groups.items()}
+        for side, groups in volumes.items()
     }
-    volumes = {side: {g: source[side][r] for g, r in rows[side].items()}
-               for side in ("real", "synthetic")}  # fmt: skip
-    shape, tables = _shape(root, study, table, made)
-    looks, tables["realism"] = _looks(volumes, features, study.release)
-    use, tables["utility"] = _use(features, study.release)
-    timing = {"measure_seconds": measured, "compare_seconds": time.perf_counter() - began}
+    volumes.pop("trained_on")
+    headline, tables = _shape(root, study, table, made)
+    looks, tables["realism"] = _looks(volumes, features, settings)
+    use, tables["utility"] = _use(features, settings)
+    timing["compare_seconds"] = time.perf_counter() - began - timing["measure_seconds"]
     tables |= {"people": counts, "reasons": {}}
-    return {
-        "headline": record.plain(shape | looks | use),
-        "tables": record.plain(tables),
-        "timing": timing,
-    }
+    headline = record.plain(headline | looks | use)
+    return {"headline": headline, "tables": record.plain(tables), "timing": timing}
 
 
 __all__ = [
-    "People", "agreement", "compare", "effects", "equivalence", "generator_people", "held_out",
-    "kid", "measure",
+    "People", "agreement", "basis", "compare", "effects", "equivalence", "generator_people",
+    "held_out", "kid", "measure",
 ]  # fmt: skip

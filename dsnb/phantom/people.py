@@ -78,7 +78,7 @@ def _draw_ds(settings: Cohort, k: int) -> dict:
 
 
 def _draw_shared(rng, name: str, number: int, group: str, site: str, age: float) -> dict:
-    """Draw what everybody has; head size and brachycephaly stay metadata, `prepare` removes them."""
+    """Draw what everybody has; head size and brachycephaly are metadata, removed by `prepare`."""
     sex = "F" if rng.random() < 0.5 else "M"
     head = (0.83, 0.92, 1.0, 0.96) if group == "DS" else (1.0, 1.0, 1.0, 1.0)  # facts 2.1
     restless = 1.5 + 0.02 * max(age - 40, 0) if (group, site) == ("DS", "clinic") else 1.0

@@ -114,11 +114,10 @@ def _write_person(raw: Path, row: dict, study: Study, sham: bool) -> None:
     own = fields.compose(fields.exponentiate(-regions), outline)
     backward = own
     if row["group"] == "DS":
-        disease = np.float32(row["factor"]) * fields.disease_velocity(row["stage"])
+        disease, before, after = fields.fit_disease(
+            row["stage"], row["factor"], regions, fields.exponentiate(shape)
+        )
         backward = fields.compose(fields.exponentiate(-regions - disease), outline)
-        grow = fields.exponentiate(shape)
-        before = fields.compose(grow, fields.exponentiate(regions))
-        after = fields.compose(grow, fields.exponentiate(regions + disease))
         truth, note["FoldedVoxels"] = fields.log_jacobian(fields.compose(before, backward), grid)
         note |= {"RegionMlBefore": fields.measure(before), "RegionMlAfter": fields.measure(after)}
         _save(raw / paths["twin"], scan(own, row, study), grid, note)
@@ -225,7 +224,7 @@ def summarise(root: Path, study: Study) -> dict:
     recorded = people[people["kind"] == "recorded"]
     sidecars = [root / "raw" / t1w.replace(".nii.gz", ".json") for t1w in recorded["t1w"]]
     folded = sum(json.loads(path.read_text())["FoldedVoxels"] for path in sidecars)
-    regions = [_region_row(truth, name) for name in space.REGIONS]
+    regions = region_rows(truth)
     counts = recorded["group"].value_counts()
     headline = {
         "subjects": len(recorded), "euploid": int(counts.get("euploid", 0)),
@@ -240,6 +239,11 @@ def summarise(root: Path, study: Study) -> dict:
         "reasons": {},
     }
     return {"headline": headline, "tables": tables, "timing": {}}
+
+
+def region_rows(truth: pd.DataFrame) -> list[dict]:
+    """Return wanted and reached change of every region from the truth table."""
+    return [_region_row(truth, name) for name in space.REGIONS]
 
 
 def _region_row(truth: pd.DataFrame, name: str) -> dict:

@@ -97,8 +97,7 @@ def audit(root: Path, study: Study) -> dict:
 def _tests(root: Path, study: Study, rows: dict, table: pd.DataFrame, volumes) -> tuple[dict, dict]:
     """Run neighbour tests, attacks and positive controls; returns headline and tables."""
     settings, model = study.release, vae.load(root)
-    basis = fidelity.generator_people(table)["euploid"][::2]
-    space = fit_features(volumes[basis], study.grid, settings.components)
+    space = fit_features(volumes[fidelity.basis(table)], study.grid, settings.components)
     library = Library(volumes[rows["training"]], study.grid, space)
     rng = np.random.default_rng([settings.seed, 10])
     originals = np.sort(rng.choice(rows["training"], settings.copies, replace=False))

@@ -75,8 +75,7 @@ def structure_p(
     """Return p = (b + 1) / (m + 1) of the mixture gain under one Gaussian."""
     observed = cluster(people, settings)[0]
     beyond = sum(
-        cluster(draw_structureless(people, out, rng), settings)[0] >= observed
-        for _ in range(draws)
+        cluster(draw_structureless(people, out, rng), settings)[0] >= observed for _ in range(draws)
     )
     return (beyond + 1) / (draws + 1)
 

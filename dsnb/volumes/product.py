@@ -68,7 +68,7 @@ def _probe(source: Path, table: pd.DataFrame, grid: Grid) -> None:
         except BadInput as problem:
             problems.append(problem)
     if len(problems) == len(first):
-        checks.refuse(problems)
+        raise checks.Report(problems)
 
 
 def _load(source: Path, row: dict) -> tuple[np.ndarray, np.ndarray, list[str]]:

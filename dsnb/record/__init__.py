@@ -1,0 +1,15 @@
+"""What was run, from what: digests, products, results files and progress lines."""
+
+from dsnb.record.files import (
+    HOME, code_digest, digest, plain, progress, provenance, say, write_json, write_text,
+)  # fmt: skip
+from dsnb.record.products import Product, begin, require
+from dsnb.record.results import (
+    HEADLINE, STAGES, open_root, read_mark, read_results, write_results,
+)  # fmt: skip
+
+__all__ = [
+    "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "open_root",
+    "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
+    "write_json", "write_results", "write_text",
+]  # fmt: skip

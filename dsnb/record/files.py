@@ -1,0 +1,138 @@
+"""Digests, provenance, whole-or-not writing, and progress lines."""
+
+import ast
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+HOME = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "scikit-learn", "SimpleITK")
+
+
+def digest(value: object) -> str:
+    """Return a 16-digit SHA-256 of a file, an array or any JSON value."""
+    if isinstance(value, Path):
+        with value.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if isinstance(value, np.ndarray):
+        head = f"{value.dtype}{value.shape}".encode()
+        return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """Digest the named dsnb modules without comments and docstrings, which change no result."""
+    trees = []
+    files = [sorted(HOME.glob(f"{name}/*.py")) or [HOME / f"{name}.py"] for name in sorted(modules)]
+    for path in sum(files, []):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            if isinstance(node, documented) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        trees.append(ast.dump(tree))
+    return digest(trees)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: aside, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1) + "\n")
+
+
+def plain(value: object) -> object:
+    """Turn numpy scalars and tuples into JSON types; NaN and infinity are refused."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a result is not finite: write null and the reason instead")
+        return float(f"{value:.6g}")
+    return value
+
+
+def emit(entry: dict) -> None:
+    """Send one progress entry to the study runner's file, or print it where there is none."""
+    runner = os.environ.get("DSNB_PROGRESS")
+    if runner:
+        with open(runner, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+    elif "say" in entry:
+        print(entry["say"], file=sys.stderr, flush=True)
+    elif sys.stderr.isatty():
+        end = "\n" if entry["done"] >= entry["total"] else ""
+        print(f"\r{entry['label']} {entry['done']}/{entry['total']}", end=end, file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Tell the user one line of what is happening."""
+    emit({"say": text})
+
+
+_last_progress = [0.0]
+
+
+def progress(label: str, done: int, total: int) -> None:
+    """Move the bar of a long step, at most twice a second."""
+    if time.monotonic() - _last_progress[0] > 0.5 or done >= total:
+        _last_progress[0] = time.monotonic()
+        emit({"label": label, "done": int(done), "total": int(total)})
+
+
+@functools.cache
+def commit() -> dict:
+    """Return the commit and whether tracked code differs from it."""
+
+    def git(*words: str) -> str:
+        answer = subprocess.run(["git", *words], cwd=HOME, capture_output=True, text=True)
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    head = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "dsnb", "../notebooks")
+    return {"commit": head or "no git", "dirty": bool(changed) if head else None}
+
+
+def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
+    """Describe a run: verb, settings and digest, parents' keys, commit, versions, threads."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    torch = sys.modules.get("torch")
+    return {
+        "verb": verb,
+        "settings": plain(settings),
+        "settings_digest": digest(plain(settings)),
+        "parents": parents,
+        **commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "threads": torch.get_num_threads() if torch else os.cpu_count(),
+        "device": "cuda" if torch and torch.cuda.is_available() else "cpu",
+    }

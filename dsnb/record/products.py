@@ -1,0 +1,132 @@
+"""Products: folders that one verb makes, with a key of settings, code and parents.
+
+`product.json` holds the key and every file's digest, so a verb knows what is current, changed or
+damaged.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from dsnb.checks import BadInput
+from dsnb.record.files import code_digest, digest, plain, provenance, say, write_json, write_text
+
+# Which stage (and verb) makes a product: what a missing one is answered with.
+MADE_BY = {
+    "raw": "01_cohort (dsnb phantom)",
+    "cohort": "01_cohort (dsnb import)",
+    "prepared": "02_volumes (dsnb prepare)",
+    "runs/vae": "03_vae (dsnb train vae)",
+    "latents": "04_latents (dsnb encode)",
+    "deformation": "05_anomaly (dsnb register)",
+    "maps": "05_anomaly (dsnb map)",
+    "runs/diffusion": "07_diffusion (dsnb train diffusion)",
+    "synthetic": "07_diffusion (dsnb sample)",
+}
+
+
+class Product:
+    """A folder that one verb makes; see `begin`."""
+
+    def __init__(self, root: Path, name: str, note: dict):
+        self.folder = root / name
+        self.name = name
+        self.note = note
+        self.key = digest(note)
+        self.done = False
+
+    def finish(self) -> None:
+        """Write the manifest that says the product is whole."""
+        files = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.name not in ("product.json", ".begun"):
+                files[str(path.relative_to(self.folder))] = {**_stamp(path), "sha": digest(path)}
+        manifest = {"key": self.key, "note": self.note, "files": files}
+        manifest["provenance"] = provenance(
+            self.note["verb"], self.note["settings"], self.note["parents"]
+        )
+        write_json(self.folder / "product.json", manifest)
+        (self.folder / ".begun").unlink(missing_ok=True)
+        self.done = True
+
+
+def _stamp(path: Path) -> dict:
+    status = path.stat()
+    return {"size": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def _damaged(folder: Path, manifest: dict) -> str | None:
+    """Name the first file that is gone or altered; digests are read only where stamps differ."""
+    for name, known in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        stamp = _stamp(path)
+        same = stamp == {"size": known["size"], "mtime": known["mtime"]}
+        if not same and (stamp["size"] != known["size"] or digest(path) != known["sha"]):
+            return f"{name} was altered"
+    return None
+
+
+def _manifest(root: Path, name: str) -> dict | None:
+    path = root / name / "product.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def require(root: Path, name: str) -> str:
+    """Return a product's key; refuse when it is missing, damaged or made from other parents."""
+    manifest = _manifest(root, name)
+    fix = f"run stage {MADE_BY.get(name, name)} first"
+    if manifest is None:
+        raise BadInput("E-MISSING", name, "this product", "absent", "a finished stage", fix)
+    fault = _damaged(root / name, manifest)
+    if fault:
+        raise BadInput("E-DAMAGED", name, "a file", fault, "the file as it was written", fix)
+    for parent, key in manifest["note"]["parents"].items():
+        current = _manifest(root, parent)
+        if current is None or current["key"] != key:
+            seen = current["key"] if current else "absent"
+            raise BadInput("E-STALE", name, f"its parent {parent}", seen, f"key {key}", fix)
+    return manifest["key"]
+
+
+def begin(
+    root: Path, name: str, verb: str, settings: object, parents: tuple[str, ...], code: tuple
+) -> Product:
+    """Open a product folder: `done` if it is current, otherwise ready to write or to go on.
+
+    Files of an unfinished product with the same key are kept, so a killed verb resumes; files
+    of an outdated one are removed. A folder that is not ours is refused.
+    """
+    keys = {parent: require(root, parent) for parent in parents}
+    note = {
+        "verb": verb,
+        "settings": plain(settings),
+        "parents": keys,
+        "code": code_digest(*code),
+    }
+    product = Product(root, name, note)
+    folder, begun = product.folder, product.folder / ".begun"
+    manifest = _manifest(root, name)
+    if manifest and manifest["key"] == product.key:
+        fault = _damaged(folder, manifest)
+        if fault is None:
+            product.done = True
+            say(f"{verb}: nothing changed, {len(manifest['files'])} files kept")
+            return product
+        say(f"{verb}: {name}/{fault}; making it again")
+    elif manifest:
+        changed = [part for part in note if manifest["note"].get(part) != note[part]]
+        say(f"{verb}: {' and '.join(changed)} changed; making {name} again")
+    elif begun.is_file() and begun.read_text() == product.key:
+        say(f"{verb}: an unfinished {name} goes on")
+        return product
+    elif folder.is_dir() and not begun.is_file() and any(folder.iterdir()):
+        raise BadInput(
+            "E-FOREIGN", name, "this folder", "files that dsnb did not write", "an empty folder",
+            "move them away or give another data root",
+        )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_text(begun, product.key)
+    return product

@@ -1,0 +1,93 @@
+"""Results files: the numbers that a page quotes, and which study a data root holds."""
+
+import json
+import os
+from pathlib import Path
+
+from dsnb.checks import BadInput
+from dsnb.record.files import HOME, plain, provenance, write_json
+from dsnb.record.products import require
+
+# The headline keys that each results file must carry (null needs a reason in `tables`).
+HEADLINE = {
+    "01_cohort": "subjects euploid ds folded_voxels target_error_points phantom_version",
+    "02_volumes": "prepared excluded seconds_per_volume mask_dice_min native_error",
+    "03_vae": "psnr_db psnr_db_floor ssim psnr_db_pca psnr_db_mean region_error_pct "
+    "gain_db_over_monai gain_db_over_monai_shrunk time_ratio_to_20db active_channels",
+    "04_latents": "latent_size pca_variance_2 ds_shift_sd leak_floor_auc",
+    "05_anomaly": "lift lift_best_rival best_rival lift_ratio_ci auprc auprc_best_rival "
+    "auprc_null prevalence effect_rank_correlation euploids_flagged sham_flagged fdp_at_q05 "
+    "power_at_q05 coverage_error_points",
+    "06_strata": "bacc_ds_with_size auc_ds auc_ds_volumes auc_ds_confounds auc_ds_oracle "
+    "bacc_ds_hard bacc_ds_hard_volumes stage_gain stage_gain_ci permutation_p "
+    "strata_false_discovery",
+    "07_diffusion": "sampler_steps guidance spectrum_error_db",
+    "08_fidelity": "effect_correlation effect_slope regions_equivalent reconstruction_slope kid "
+    "kid_floor tstr_bacc trtr_bacc copies_recalled false_alarms overfit_attack_auc attack_auc "
+    "attack_auc_upper release",
+    "09_search": "trials best_psnr_db default_psnr_db ablations",
+    "10_scaling": "ddp_efficiency parity_error resume_identical model_error_pct",
+}
+STAGES = tuple(HEADLINE)
+
+
+def open_root(data_root: str, preset: str, data: str | None, people_may_be_shown: bool) -> Path:
+    """Return the data root, marked with its preset and data; another study's root is refused.
+
+    `data` is None where a stage takes what earlier stages left.
+    """
+    root = Path(data_root or os.environ.get("DSNB_DATA") or HOME.parent / "data").expanduser()
+    mark = root / "study.json"
+    fix = "give another data root (data_root, or DSNB_DATA)"
+    if mark.is_file():
+        seen = json.loads(mark.read_text())
+        if seen["preset"] != preset or data not in (None, seen["data"]):
+            wanted = f"preset {preset}, data {data or seen['data']}"
+            raise BadInput("E-ROOT", root.name, "its study", seen, wanted, fix)
+    else:
+        shown = data is None or people_may_be_shown
+        entry = {"preset": preset, "data": data or "phantom", "people_may_be_shown": shown}
+        write_json(mark, entry)
+    return root
+
+
+def read_mark(root: Path) -> dict:
+    """Return which study a data root holds: preset, data, people_may_be_shown."""
+    return json.loads((root / "study.json").read_text())
+
+
+def write_results(
+    root: Path, stage: str, headline: dict, tables: dict, timing: dict, parents: tuple[str, ...]
+) -> dict:
+    """Write `results/NN_noun.json` under the root; every null needs a reason in its tables.
+
+    Keys follow the results contract (`HEADLINE`); more may be added, none may be missing.
+    """
+    missing = set(HEADLINE[stage].split()) - set(headline)
+    silent = [k for k, v in headline.items() if v is None and k not in tables.get("reasons", {})]
+    if missing or silent:
+        raise ValueError(f"{stage}: headline lacks {sorted(missing)}, no reason for {silent}")
+    mark = read_mark(root)
+    keys = {parent: require(root, parent) for parent in parents}
+    results = plain(
+        {
+            "stage": stage,
+            "preset": mark["preset"],
+            "data": mark["data"],
+            "headline": headline,
+            "tables": tables,
+            "timing": timing,
+            "provenance": provenance(stage, mark, keys),
+        }
+    )
+    write_json(root / "results" / f"{stage}.json", results)
+    return results
+
+
+def read_results(root: Path, stage: str) -> dict:
+    """Read a stage's results; refuse with the stage to run when they are absent."""
+    path = root / "results" / f"{stage}.json"
+    if not path.is_file():
+        fix = f"run notebooks/{stage}.ipynb first"
+        raise BadInput("E-MISSING", path.name, "this results file", "absent", "a file", fix)
+    return json.loads(path.read_text())
