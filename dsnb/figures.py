@@ -59,11 +59,8 @@ def cut_volume(volume: np.ndarray, affine: np.ndarray, cut: Cut) -> tuple[np.nda
         expected = f"{start_mm[axis]:g} to {last:g} mm"
         raise BadInput("E-CUT", "figure", f"the {plane} cut", mm, expected, "move the cut")
     across, up = (other for other in range(3) if other != axis)
-    edges = [
-        start_mm[side] + steps_mm[side] * (stop - 0.5)
-        for side in (across, up)
-        for stop in (0, volume.shape[side])
-    ]
+    ends = ((side, stop) for side in (across, up) for stop in (0, volume.shape[side]))
+    edges = [start_mm[side] + steps_mm[side] * (stop - 0.5) for side, stop in ends]
     return np.take(volume, index, axis=axis).T, edges
 
 

@@ -14,18 +14,27 @@ from dsnb import checkpoints, record, training, vae
 from dsnb.config import Study, Vae, replace
 
 CODE = ("search", *vae.CODE)
-# What is searched, and where; `lr` belongs to the training, the others to the VAE.
-SPACE = {
-    "lr": optuna.distributions.FloatDistribution(5e-4, 1e-2, log=True),
-    "width": optuna.distributions.IntDistribution(16, 48, step=8),
-    "channels": optuna.distributions.CategoricalDistribution((4, 8, 16)),
-    "kl": optuna.distributions.FloatDistribution(1e-8, 1e-5, log=True),
-}
+
+
+def space(settings: Vae) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Return what is searched, around the defaults; `lr` belongs to the training."""
+    lr, kl, width, channels = (
+        defaults(settings)[name] for name in ("lr", "kl", "width", "channels")
+    )
+    widths = {max(8, round(width * share / 8) * 8) for share in (0.5, 1, 1.5)}  # norm: 8 groups
+    return {
+        "lr": optuna.distributions.FloatDistribution(lr / 4, lr * 4, log=True),
+        "width": optuna.distributions.CategoricalDistribution(sorted(widths)),
+        "channels": optuna.distributions.CategoricalDistribution(
+            sorted({max(1, channels // 2), channels, channels * 2})
+        ),
+        "kl": optuna.distributions.FloatDistribution(kl / 100, kl * 10, log=True),
+    }
 
 
 def defaults(settings: Vae) -> dict:
     """Return the default values of what is searched."""
-    own = {name: getattr(settings, name) for name in SPACE if name != "lr"}
+    own = {name: getattr(settings, name) for name in ("width", "channels", "kl")}
     return {"lr": settings.training.lr, **own}
 
 
@@ -109,7 +118,7 @@ def _run(root: Path, folder: Path, study: Study) -> None:
     while (count := len(finished(journal))) < total:
         record.progress("search", count, total)
         journal.sampler = optuna.samplers.TPESampler(seed=1000 * study.search.seed + count)
-        trial = journal.ask(SPACE)
+        trial = journal.ask(space(study.vae))
         row = try_out(root, folder / f"trial-{count}", study, trial.params)
         trial.set_user_attr("row", record.plain(row))
         journal.tell(trial, row["psnr_db"])

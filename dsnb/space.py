@@ -222,7 +222,8 @@ def region_masks(grid: Grid) -> np.ndarray:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsnb"
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    path = home / f"regions-{grid.voxel_mm:g}mm-{source}.npy"
+    shape = "x".join(map(str, grid.shape))
+    path = home / f"regions-{grid.voxel_mm:g}mm-{shape}-{source}.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False)
     affine = template_1mm()[-1]

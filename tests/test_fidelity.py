@@ -128,5 +128,5 @@ def test_utility_is_that_of_unseen_people(gap: float, low: float, high: float):
 
 def test_too_few_people_are_named():
     """Would fall: that a small cohort gives a reason instead of a number."""
-    assert fidelity.too_few({"real DS": 3, "real euploid": 90}) == "3 people in real DS, 8 needed"
-    assert fidelity.too_few({"real DS": 8}) is None
+    assert fidelity.too_few({"real DS": 3, "real euploid": 90}) == "3 people in real DS, 5 needed"
+    assert fidelity.too_few({"real DS": 5}) is None

@@ -167,7 +167,7 @@ def test_site_that_is_the_group_is_not_separable():
     assert "not separable" in reasons["site"]
     assert headline["auc_ds_confounds"] < 0.8
     assert headline["auc_ds_oracle"] is None
-    assert "phantom" in reasons["auc_ds_oracle"]
+    assert "truth" in reasons["auc_ds_oracle"]
 
 
 def test_latents_that_add_to_staging_show_a_gain():

@@ -1,4 +1,4 @@
-"""A data root of a few tiny brains with known variation, for tests of what comes after `prepare`."""
+"""A data root of a few tiny brains with known variation, for tests beyond `prepare`."""
 
 from pathlib import Path
 
@@ -42,7 +42,10 @@ def people() -> pd.DataFrame:
             rows.append({"participant_id": name, "family": name, "group": group, "split": split})
     table = pd.DataFrame(rows).assign(kind="recorded", origin="n/a", site="clinic", sex="F")
     twins = table[table["group"] == "DS"].assign(group="euploid", split="truth", kind="twin")
-    twins["origin"], twins["participant_id"] = twins["participant_id"], twins["participant_id"] + "t"
+    twins["origin"], twins["participant_id"] = (
+        twins["participant_id"],
+        twins["participant_id"] + "t",
+    )
     return pd.concat([table, twins], ignore_index=True).assign(age=40.0)
 
 

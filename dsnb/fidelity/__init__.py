@@ -35,7 +35,7 @@ from dsnb.space import GROUPS, REGIONS
 
 HELD_OUT = {"euploid": ("scale", "calibration", "test"), "DS": ("test",)}
 KEYS = record.HEADLINE["08_fidelity"].split()[:8]  # the rest belongs to the privacy audit
-LEAST = 8  # people a group and side, below which nothing is estimated
+LEAST = 5  # people a group and side, below which nothing is estimated
 
 
 def held_out(table: pd.DataFrame, group: str) -> np.ndarray:
@@ -68,7 +68,7 @@ def measure(root: Path, study: Study) -> None:
     product = record.begin(root, "morphology", "measure", settings, parents, code)
     if product.done:
         return
-    template, _ = rivals.load_deformation(root, study)
+    template, _ = rivals.load_deformation(root)
     table, model = dataset.load_table(root), vae.load(root)
     real, synthetic = (dataset.load_volumes(root, name) for name in ("prepared", "synthetic"))
     rows = np.concatenate([held_out(table, g)[: study.release.reconstructions] for g in GROUPS])

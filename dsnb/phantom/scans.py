@@ -238,7 +238,7 @@ def summarise(root: Path, study: Study) -> dict:
         "sites": recorded.groupby(["group", "site"]).size().unstack(0, fill_value=0).to_dict(),
         "reasons": {},
     }
-    return {"headline": headline, "tables": tables, "timing": {}}
+    return record.plain({"headline": headline, "tables": tables, "timing": {}})
 
 
 def region_rows(truth: pd.DataFrame) -> list[dict]:
@@ -253,6 +253,6 @@ def _region_row(truth: pd.DataFrame, name: str) -> dict:
     gaps = (reached - wanted).groupby(truth["stage"]).mean().abs()
     return {
         "region": name, "base_target_pct": fields.DISEASE[name], "wanted_pct": wanted.mean(),
-        "reached_pct": reached.mean(), "sd_pct": reached.std(), "gap_points": gaps.max(),
+        "reached_pct": reached.mean(), "sd_pct": reached.std(ddof=0), "gap_points": gaps.max(),
         "people": len(truth),
     }  # fmt: skip

@@ -46,7 +46,8 @@ def losses(model: diffusion.Flow, z: np.ndarray, table: pd.DataFrame, draws: int
     `span` (N,) the squared part of the latent that the model's components cannot reach.
     """
     device = model.latent_mean.device
-    z, conditions = torch.from_numpy(z).to(device), diffusion.condition(table).to(device)
+    z = torch.tensor(z, device=device)
+    conditions = diffusion.condition(table).to(device)
     data, count = model.project(z), len(SHARES) * draws
     start = keyed_noise(data.shape[1:], 0, np.arange(count), 0, device, "attack")
     share = torch.tensor(SHARES, device=device).repeat_interleave(draws)

@@ -1,11 +1,24 @@
 """What was run, from what: digests, products, results files and progress lines."""
 
 from dsnb.record.files import (
-    HOME, code_digest, digest, plain, progress, provenance, say, write_json, write_text,
+    HOME,
+    code_digest,
+    digest,
+    plain,
+    progress,
+    provenance,
+    say,
+    write_json,
+    write_text,
 )  # fmt: skip
 from dsnb.record.products import Product, begin, require
 from dsnb.record.results import (
-    HEADLINE, STAGES, open_root, read_mark, read_results, write_results,
+    HEADLINE,
+    STAGES,
+    open_root,
+    read_mark,
+    read_results,
+    write_results,
 )  # fmt: skip
 
 __all__ = [
