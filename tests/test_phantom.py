@@ -153,7 +153,10 @@ def test_summary_reports_the_largest_gap(cohort):
     headline = phantom.summarise(root, study)["headline"]
     assert headline["folded_voxels"] == 0 and headline["target_error_points"] < 2
     assert (headline["subjects"], headline["euploid"], headline["ds"]) == (3, 2, 1)
-    truth = pd.read_csv(root / "raw/derivatives/truth/truth.tsv", sep="\t")
+    path = root / "raw/derivatives/truth/truth.tsv"
+    truth = pd.read_csv(path, sep="\t", keep_default_na=False)
+    healthy = truth[truth["stage"] == "n/a"]
+    assert len(truth) == 3 and (healthy["frontal_before"] == healthy["frontal_after"]).all()
     truth["cerebellum_after"] += 0.1 * truth["cerebellum_before"]
     rows = {row["region"]: row for row in scans.region_rows(truth)}
     assert rows["cerebellum"]["gap_points"] == pytest.approx(10, abs=2)

@@ -170,6 +170,22 @@ def test_site_that_is_the_group_is_not_separable():
     assert "truth" in reasons["auc_ds_oracle"]
 
 
+def test_controls_show_what_site_lends_to_latents():
+    """A site effect in the latents would go unseen where a site holds euploids only (G18, G20)."""
+    people = make_question(150, 0.0, seed=2)
+    site = np.where(people.target == 1, "b", np.where(np.arange(150) % 3 == 0, "b", "a"))
+    people.table["site"] = site
+    values = make_people(150, seed=2)[2]
+    values[:, 0] += 3 * (site == "a")
+    people.kernel = values @ values.T
+    rows = {row["features"]: row for row in questions._controls(people, SETTINGS)}
+    assert rows["latents, labels permuted"]["auc_low"] < 0.5
+    assert rows["latents, labels permuted within site"]["auc_low"] > 0.6
+    like = rows["latents, sites with both groups"]
+    assert like["people"] == (site == "b").sum()
+    assert like["auc_low"] < 0.5
+
+
 def test_latents_that_add_to_staging_show_a_gain():
     """The staging gain would be missed where latents know the stage, or claimed where not."""
     found = []

@@ -142,9 +142,9 @@ def test_a_dead_channel_is_not_active(root):
     """Claim: a channel that carries nothing is reported as such."""
     model = vae.load(root)
     with torch.no_grad():
-        model.encoder[-1].weight[0] = 0  # posterior mean of channel 0 ...
-        model.encoder[-1].weight[2] = 0  # ... and its log-variance
-        model.encoder[-1].bias[[0, 2]] = 0
+        model.posterior.weight[0] = 0  # posterior mean of channel 0 ...
+        model.posterior.weight[2] = 0  # ... and its log-variance
+        model.posterior.bias[[0, 2]] = 0
     channels = vae.channel_table(model, np.asarray(dataset.load_volumes(root)[:20]))
     assert not channels[0]["active"] and channels[0]["kl_nats"] == pytest.approx(0, abs=1e-6)
     assert channels[1]["active"] and channels[1]["kl_nats"] > 0.1

@@ -93,22 +93,27 @@ def run_stage(notebook: Path, page: Path, parameters: dict, root: Path) -> Meter
         meter.over.set()
         meter.join()
         lines.unlink(missing_ok=True)
-    strip_paths(aside)
+    tidy(aside, page.with_suffix(".log"))
     aside.replace(page)
     return meter
 
 
-def strip_paths(page: Path) -> None:
-    """Remove what papermill notes of this machine: paths and times."""
-    notebook = nbformat.read(page, as_version=4)
-    notebook.metadata.pop("papermill", None)
+def tidy(page: Path, log: Path) -> None:
+    """Move warnings to a log, and drop what papermill notes of this machine: paths and times."""
+    notebook, said = nbformat.read(page, as_version=4), []
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+        warnings = [o for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        said += [output.text for output in warnings]
+        if warnings:
+            cell.outputs = [output for output in cell.outputs if output not in warnings]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(r'= "/.*"', '= "..."', cell.source)
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
     nbformat.write(notebook, page)
+    record.write_text(log, "".join(said))
 
 
 def _page_key(notebook: Path, parameters: dict, before: str) -> str:

@@ -187,16 +187,16 @@ def disease_velocity(stage: str) -> np.ndarray:
 
 
 def fit_disease(
-    stage: str, factor: float, regions: np.ndarray, grow: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return one person's disease velocity, and the forward displacements before and after it.
+    stage: str, factor: float, regions: np.ndarray, grow: np.ndarray, before: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one person's disease velocity and the forward displacement with it.
 
-    `regions` is the person's own region velocity, `grow` the forward displacement that follows it.
+    `regions` is the person's own region velocity, `grow` the forward displacement that follows
+    it, `before` the two composed.
     Volumes saturate in those who already have wide ventricles, hence up to four corrections;
     what is wanted stays the named constants times the personal factor.
     """
     flows, _, inverse = basis()
-    before = compose(grow, exponentiate(regions))
     velocity = np.float32(factor) * disease_velocity(stage)
     after = compose(grow, exponentiate(regions + velocity))
     for _ in range(4):
@@ -205,7 +205,7 @@ def fit_disease(
             break
         velocity = velocity + np.tensordot((inverse @ gap).astype(np.float32), flows, 1)
         after = compose(grow, exponentiate(regions + velocity))
-    return velocity, before, after
+    return velocity, after
 
 
 def log_jacobian(displacement: np.ndarray, grid: Grid) -> tuple[np.ndarray, int]:

@@ -112,14 +112,12 @@ def _write_person(raw: Path, row: dict, study: Study, sham: bool) -> None:
     regions, shape = individual_velocities(row, seed)
     outline = fields.exponentiate(-shape)
     own = fields.compose(fields.exponentiate(-regions), outline)
-    backward = own
+    backward, grow = own, fields.exponentiate(shape)
+    before = after = fields.compose(grow, fields.exponentiate(regions))
     if row["group"] == "DS":
-        disease, before, after = fields.fit_disease(
-            row["stage"], row["factor"], regions, fields.exponentiate(shape)
-        )
+        disease, after = fields.fit_disease(row["stage"], row["factor"], regions, grow, before)
         backward = fields.compose(fields.exponentiate(-regions - disease), outline)
         truth, note["FoldedVoxels"] = fields.log_jacobian(fields.compose(before, backward), grid)
-        note |= {"RegionMlBefore": fields.measure(before), "RegionMlAfter": fields.measure(after)}
         _save(raw / paths["twin"], scan(own, row, study), grid, note)
         _save(raw / paths["truth"], truth, grid, {**note, "Units": "log volume ratio"})
     if sham:
@@ -127,6 +125,7 @@ def _write_person(raw: Path, row: dict, study: Study, sham: bool) -> None:
         velocity = fields.sham_velocity(study.cohort.severity * fields.draw_factor(rng), rng)
         other = fields.compose(fields.exponentiate(-velocity), own)
         _save(raw / paths["sham"], scan(other, row, study), grid, note)
+    note |= {"RegionMlBefore": fields.measure(before), "RegionMlAfter": fields.measure(after)}
     folded = int((fields.jacobian(backward, grid) <= 0).sum())
     note["FoldedVoxels"] = note.get("FoldedVoxels", 0) + folded
     _save(raw / paths["recorded"], scan(backward, row, study), grid, note)
@@ -163,8 +162,7 @@ def _write_tables(raw: Path, people: list[dict], shams: set[str]) -> None:
         kinds = ["recorded"] + ["twin"] * (row["group"] == "DS")
         kinds += ["sham"] * (row["participant_id"] in shams)
         rows += [_as_kind(raw, row, kind) for kind in kinds]
-        if row["group"] == "DS":
-            truths.append(_truth_row(raw, row))
+        truths.append(_truth_row(raw, row))
     table = pd.DataFrame(rows).drop(columns=["number", "factor"])
     record.write_text(raw / "participants.tsv", table.to_csv(sep="\t", index=False))
     truth = pd.DataFrame(truths).to_csv(sep="\t", index=False, float_format="%.5g")
@@ -242,8 +240,9 @@ def summarise(root: Path, study: Study) -> dict:
 
 
 def region_rows(truth: pd.DataFrame) -> list[dict]:
-    """Return wanted and reached change of every region from the truth table."""
-    return [_region_row(truth, name) for name in space.REGIONS]
+    """Return wanted and reached change of every region in DS from the truth table."""
+    affected = truth[truth["stage"] != "n/a"]
+    return [_region_row(affected, name) for name in space.REGIONS]
 
 
 def _region_row(truth: pd.DataFrame, name: str) -> dict:

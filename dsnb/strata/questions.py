@@ -104,12 +104,28 @@ def _ask(
     return found, rows
 
 
-def _null_control(people: People, settings: Strata) -> dict:
-    """Return the table row of latents under labels permuted within site: it must be chance."""
-    rng = np.random.default_rng(settings.seed)
-    target = crossval.permute(people.target, people.table["site"].to_numpy(str), rng)
-    sets = {"latents, labels permuted": (people.kernel, None)}
-    return _ask("null control", sets, people.table, target, settings)[1].popitem()[1]
+def _controls(people: People, settings: Strata) -> list[dict]:
+    """Return table rows that say how far latents can be trusted.
+
+    Labels permuted over everybody must be chance; permuted within site, what is left is what
+    site alone lends to latents; sites that hold both groups compare like with like.
+    """
+    rng, table = np.random.default_rng(settings.seed), people.table
+    site, asked = table["site"].to_numpy(str), []
+    everybody = np.arange(len(site))
+    asked.append(("latents, labels permuted", everybody, rng.permutation(people.target)))
+    if len(np.unique(site)) > 1 and not site_is_group(site, people.target):
+        shuffled = crossval.permute(people.target, site, rng)
+        asked.append(("latents, labels permuted within site", everybody, shuffled))
+        both = crossval.sites_of_both(site, people.target)
+        asked.append(("latents, sites with both groups", both, people.target[both]))
+    rows = []
+    for name, chosen, target in asked:
+        if too_few(target, 2, settings) is None:
+            sets = {name: (people.kernel[np.ix_(chosen, chosen)], None)}
+            part = table.iloc[chosen].reset_index(drop=True)
+            rows += _ask("controls", sets, part, target, settings)[1].values()
+    return rows
 
 
 def discriminate(people: People, oracle: np.ndarray | None, settings: Strata) -> Part:
@@ -138,7 +154,7 @@ def discriminate(people: People, oracle: np.ndarray | None, settings: Strata) ->
     reasons = {name: ABSENT[name] for name, value in headline.items() if value is None}
     if site_is_group(table["site"], target):
         reasons["site"] = "not separable: every site holds one group only"
-    return headline, {"discrimination": [*rows.values(), _null_control(people, settings)]}, reasons
+    return headline, {"discrimination": [*rows.values(), *_controls(people, settings)]}, reasons
 
 
 def stage(people: People, settings: Strata) -> Part:

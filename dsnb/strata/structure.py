@@ -16,6 +16,7 @@ from dsnb.config import Strata
 LEVEL = 0.05
 INNER_NULLS = 19  # null draws behind each structureless cohort: the fewest that can reach 5 %
 CLUSTERS = (2, 3, 4)
+COMPONENTS = 10  # of the residual latents, that mixtures are fitted to
 PEOPLE_A_COMPONENT = 5  # a mixture in d dimensions needs many more people than d
 FEWEST = 10  # people
 
@@ -45,7 +46,7 @@ def cluster(people: np.ndarray, settings: Strata) -> tuple[float, np.ndarray]:
     the leading principal components. An elongated cloud gains, too: the gain is a statistic whose
     null `structure_p` draws, no evidence by itself.
     """
-    count = min(min(settings.components), len(people) // PEOPLE_A_COMPONENT, people.shape[1])
+    count = min(COMPONENTS, len(people) // PEOPLE_A_COMPONENT, people.shape[1])
     left, sizes, _ = np.linalg.svd(people, full_matrices=False)
     scores = left[:, :count] * sizes[:count] / sizes[0] * np.sqrt(len(people))
     with warnings.catch_warnings():
