@@ -20,6 +20,7 @@ MAX_INFLATION = 40  # declared bytes for each byte on disk ...
 MIN_BOMB_BYTES = 2**26  # ... of files that declare more than this; small empty masks pack tighter
 # How far voxel sizes may stand apart, as a share: one written in other units is far beyond it.
 PIXDIM_TOLERANCE = 0.01
+FETCH, REPAIR = "fetch the file again", "repair the header from the original scan"
 
 
 class BadInput(Exception):
@@ -45,7 +46,7 @@ class Report(BadInput):
 
 
 def is_safe_id(value: str) -> bool:
-    """Tell whether a participant id is plain ASCII `sub-<letters and digits>`, safe in a path."""
+    """Tell whether an id is plain ASCII `sub-<letters and digits>`, safe in a path."""
     return re.fullmatch(r"sub-[A-Za-z0-9]+", value, re.ASCII) is not None
 
 
@@ -70,7 +71,7 @@ def _check_format(path: Path) -> None:
         head = file.read(132)
     packed, named = head[:2] == b"\x1f\x8b", path.name.endswith(".gz")
     if not head:
-        seen, fix = "empty", "fetch it again"
+        seen, fix = "empty", FETCH
     elif head.lstrip()[:1] == b"<":
         seen, fix = "a web page (HTML)", "the download failed: fetch it again"
     elif head[128:] == b"DICM":
@@ -92,7 +93,7 @@ def _check_dims(header: nib.Nifti1Header, where: str, bytes_on_disk: int) -> tup
         raise BadInput("E-DIM", where, "its shape", dims, "three axes", fix)
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError:
+    except KeyError:
         dtype = np.dtype("V1")
     if dtype.kind not in "iuf":
         fix = "export grey values"
@@ -103,7 +104,7 @@ def _check_dims(header: nib.Nifti1Header, where: str, bytes_on_disk: int) -> tup
         raise BadInput("E-SIZE", where, "its voxels", voxels, f"at most {MAX_VOXELS}", fix)
     if declared > max(MIN_BOMB_BYTES, MAX_INFLATION * bytes_on_disk):
         expected = f"at most {MAX_INFLATION} times the {bytes_on_disk} on disk"
-        raise BadInput("E-SIZE", where, "its bytes", declared, expected, "fetch the file again")
+        raise BadInput("E-SIZE", where, "its bytes", declared, expected, FETCH)
     return dims[:3]
 
 
@@ -114,26 +115,29 @@ def _check_affine(header: nib.Nifti1Header, where: str) -> np.ndarray:
         fix = "write the orientation into the header with the tool that made the scan"
         raise BadInput("E-NOAFFINE", where, "sform and qform code", 0, "one above 0", fix)
     pixdim = header["pixdim"][1:4].astype(float)
-    fix = "repair the header from the original scan"
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise BadInput("E-PIXDIM", where, "pixdim", pixdim.tolist(), "sizes above 0 mm", fix)
+        raise BadInput("E-PIXDIM", where, "pixdim", pixdim.tolist(), "sizes above 0 mm", REPAIR)
+    header["pixdim"][0] = (
+        -1 if header["pixdim"][0] < 0 else 1
+    )  # qfac: unset means 1, by the standard
     try:
         from_qform = header.get_qform() if qform else None
-    except nib.spatialimages.HeaderDataError:
-        raise BadInput("E-AFFINE", where, "qform", "no rotation", "a rotation", fix) from None
+    except ValueError:
+        raise BadInput("E-AFFINE", where, "qform", "no rotation", "a rotation", REPAIR) from None
     affine = header.get_sform() if sform else from_qform
     turn = affine[:3, :3]
-    size = np.linalg.det(turn) if np.isfinite(affine).all() else math.nan
+    sound = np.isfinite(affine).all() and (not qform or np.isfinite(from_qform).all())
+    size = float(np.linalg.det(turn)) if sound else math.nan
     if not abs(size) > 1e-6:
-        raise BadInput("E-AFFINE", where, "affine determinant", float(size), "not 0", fix)
+        raise BadInput("E-AFFINE", where, "affine determinant", size, "not 0", REPAIR)
     sizes = np.sqrt((turn**2).sum(0))
     if np.abs(sizes / pixdim - 1).max() > PIXDIM_TOLERANCE:
         seen = [[round(float(size), 4) for size in three] for three in (pixdim, sizes)]
-        raise BadInput("E-PIXDIM", where, "pixdim against sform", seen, "equal sizes", fix)
+        raise BadInput("E-PIXDIM", where, "pixdim against sform", seen, "equal sizes", REPAIR)
     if sform and qform:
         axes = ["".join(nib.aff2axcodes(matrix)) for matrix in (affine, from_qform)]
         if np.linalg.det(from_qform[:3, :3]) * size < 0:
-            raise BadInput("E-LR", where, "sform against qform", axes, "one handedness", fix)
+            raise BadInput("E-LR", where, "sform against qform", axes, "one handedness", REPAIR)
     return affine
 
 
@@ -141,23 +145,21 @@ def _check_scaling(header: nib.Nifti1Header, where: str) -> tuple[np.float32, np
     """Return slope and intercept; 0 means unset by the standard, NaN and Inf are E-SLOPE."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not (math.isfinite(slope) and math.isfinite(inter)):
-        fix = "repair the header from the original scan"
-        raise BadInput("E-SLOPE", where, "slope, intercept", [slope, inter], "finite", fix)
+        raise BadInput("E-SLOPE", where, "slope, intercept", [slope, inter], "finite", REPAIR)
     return (np.float32(slope), np.float32(inter)) if slope else (np.float32(1), np.float32(0))
 
 
 @contextmanager
 def _reading(where: str):
     """Turn every failure of a damaged stream into one refusal (E-TRUNC, E-CRC)."""
-    fix = "fetch the file again"
     try:
         yield
     except EOFError:
-        seen = "cut short"
-        raise BadInput("E-TRUNC", where, "its gzip stream", seen, "a whole file", fix) from None
+        said = ("E-TRUNC", where, "its gzip stream", "cut short", "a whole file", FETCH)
+        raise BadInput(*said) from None
     except (gzip.BadGzipFile, zlib.error):
-        seen = "damaged (checksum)"
-        raise BadInput("E-CRC", where, "its gzip stream", seen, "the bytes written", fix) from None
+        said = ("E-CRC", where, "its gzip stream", "damaged", "the bytes as written", FETCH)
+        raise BadInput(*said) from None
 
 
 def _read_header(file: BinaryIO, where: str) -> nib.Nifti1Header:
@@ -167,10 +169,10 @@ def _read_header(file: BinaryIO, where: str) -> nib.Nifti1Header:
     if block[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
         block, kind = block + file.read(192), nib.Nifti2Header
     if len(block) < kind.sizeof_hdr:
-        fix = "fetch the file again"
-        raise BadInput("E-TRUNC", where, "its bytes", len(block), f"{kind.sizeof_hdr}", fix)
+        raise BadInput("E-TRUNC", where, "its bytes", len(block), f"{kind.sizeof_hdr}", FETCH)
     header = kind(block, check=False)
-    if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
+    placed = 0 <= float(header["vox_offset"]) < MIN_BOMB_BYTES
+    if header["magic"].item()[:3] not in (b"n+1", b"n+2") or not placed:
         fix = "export the scan as one NIfTI file"
         raise BadInput("E-FORMAT", where, "its content", "not NIfTI", "NIfTI", fix)
     return header
@@ -193,17 +195,18 @@ def read_nifti(path: Path, inside: Path | None = None) -> tuple[np.ndarray, np.n
         slope, inter = _check_scaling(header, where)
         dtype = header.get_data_dtype()
         skipped = max(int(header["vox_offset"]), header.sizeof_hdr + 4) - header.sizeof_hdr
-        file.read(min(skipped, MIN_BOMB_BYTES))
+        file.read(skipped)
         wanted = math.prod(dims) * dtype.itemsize
         data = file.read(wanted)
         # The checksum sits behind the last byte; what else follows is read no further than a bomb.
         behind = sum(len(file.read(2**20)) for _ in range(MIN_BOMB_BYTES // 2**20))
-    fix = "fetch the file again"
     if len(data) < wanted:
-        raise BadInput("E-TRUNC", where, "its voxel bytes", len(data), f"{wanted}", fix)
+        raise BadInput("E-TRUNC", where, "its voxel bytes", len(data), f"{wanted}", FETCH)
     if behind >= MIN_BOMB_BYTES:
-        raise BadInput("E-SIZE", where, "bytes behind its voxels", behind, "none", fix)
-    volume = np.frombuffer(data, dtype).reshape(dims, order="F").astype(np.float32) * slope + inter
+        raise BadInput("E-SIZE", where, "bytes behind its voxels", behind, "none", FETCH)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        volume = np.frombuffer(data, dtype).reshape(dims, order="F").astype(np.float32)
+        volume = volume * slope + inter
     if not (finite := np.isfinite(volume)).all():
         first = [int(index) for index in np.argwhere(~finite)[0]]
         seen = f"{(~finite).sum()} voxels ({(~finite).mean():.2%}), first at {first}"

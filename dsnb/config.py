@@ -58,15 +58,15 @@ class Vae:
 class Maps:
     """Anomaly maps: the norm on the latents, its rivals and the error rates."""
 
-    nuisance: tuple[int, ...] = (0, 5, 10, 20, 40)  # nuisance components, chosen on validation
-    smoothing_mm: tuple[float, ...] = (0.0, 3.0, 6.0, 9.0)  # Gaussian FWHM, chosen on validation
+    nuisance: tuple[int, ...] = (0, 20, 80, 160)  # nuisance components, chosen on validation
+    smoothing_mm: tuple[float, ...] = (0.0, 6.0, 12.0)  # Gaussian FWHM, chosen on validation
     q: float = 0.05  # false-discovery rate
     truth_change: float = 0.1  # |log-Jacobian| that counts as changed
     demons_iterations: int = 30  # of the TBM registration at half resolution; a third at full
     template_people: int = 40  # euploid fit people whose registered mean is the TBM template
     template_rounds: int = 2  # registrations to the mean, each sharpening it
     processes: int = 2  # registrations at a time, one thread each; changes no result
-    changes: int = 2  # generic changes planted on each validation euploid, for tuning
+    changes: int = 1  # generic changes planted on each validation euploid, for tuning
     bootstraps: int = 1000
     seed: int = 1
 
@@ -89,17 +89,17 @@ class Strata:
 class Diffusion:
     """Rectified flow on principal components of the latents (Liu et al., arXiv 2209.03003)."""
 
-    components: int = 160
-    width: int = 512
-    blocks: int = 3
+    components: int = 160  # at most people - 1
+    width: int = 256
+    blocks: int = 2
     drop_condition: float = 0.1  # share of rows trained without condition, for guidance
     steps: int = 20  # Euler steps of the sampler
     guidance: float = 1.0  # 2 exaggerated the disease in our trials
     synthetic: int = 100  # volumes a group
     training: Training = field(
         default_factory=lambda: Training(
-            volumes=400_000, batch=128, lr=1e-3, ema=0.999, checkpoint_every=100_000,
-            validate_every=50_000,
+            volumes=40_000, batch=128, lr=1e-4, ema=0.999, checkpoint_every=20_000,
+            validate_every=5_000,  # 1e-3 and longer learnt training people by heart
         )
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ SMOKE = Study(
     Strata(outer_folds=3, components=(5, 10), penalties=(0.1, 1.0), permutations=20,
            bootstraps=100, null_draws=5),
     Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,
-              training=Training(volumes=4096, batch=64, lr=1e-3, checkpoint_every=2048,
+              training=Training(volumes=4096, batch=64, lr=1e-4, checkpoint_every=2048,
                                 validate_every=2048)),
     Release(components=6, neighbours=2, pairs=2, reconstructions=3, copies=4, draws=2,
             overfit_people=6, overfit_volumes=8_192, bootstraps=100),

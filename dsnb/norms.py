@@ -144,9 +144,8 @@ def smooth(maps: np.ndarray, brain: np.ndarray, fwhm_mm: float, grid: Grid) -> n
     box = ndimage.find_objects(brain.astype(np.int8))[0]
     inside = brain[box]
     sigma = fwhm_mm / 2.3548 / grid.voxel_mm
-    weight = ndimage.gaussian_filter(
-        inside.astype(np.float32), sigma, truncate=3, mode="constant"
-    )[inside]
+    share = inside.astype(np.float32)
+    weight = ndimage.gaussian_filter(share, sigma, truncate=3, mode="constant")[inside]
     smoothed, volume = np.empty_like(maps), np.zeros(inside.shape, np.float32)
     for row, values in enumerate(maps):
         volume[inside] = values

@@ -83,13 +83,24 @@ def test_components_and_latents_invert_each_other():
     np.testing.assert_allclose(components[fit].std(0).numpy(), 1, atol=1e-4)
 
 
-def test_untrained_flow_draws_the_unit_gaussian_exactly():
+def test_untrained_flow_draws_the_conditional_gaussian_exactly():
     """Euler steps would shrink the spread of every synthetic cohort (6 % in the usual time)."""
     model = make_task().model
-    z = diffusion.draw(model, ask(4000, "euploid"), seed=0, steps=1)
+    z = diffusion.draw(model, ask(4000, "DS"), seed=0, steps=10)
     components = model.project(z)
-    np.testing.assert_allclose(components.mean(0).numpy(), 0, atol=0.06)
-    np.testing.assert_allclose(components.std(0).numpy(), 1, atol=0.04)
+    standard = (ask(1, "DS") - model.condition_mean) / model.condition_sd
+    np.testing.assert_allclose(components.mean(0), (standard @ model.effects)[0], atol=0.06)
+    np.testing.assert_allclose(components.std(0), model.rest.sqrt(), rtol=0.04)
+
+
+def test_gaussian_part_is_the_regression_on_conditions():
+    """The effect of DS would be shrunk or shared with age before anything is learnt."""
+    task = make_task()
+    model, (data, conditions) = task.model, task.data
+    standard = (conditions - model.condition_mean) / model.condition_sd
+    rest = data - standard @ model.effects
+    np.testing.assert_allclose((standard.T @ rest).numpy() / len(rest), 0, atol=1e-4)
+    np.testing.assert_allclose(rest.var(0, correction=0), model.rest, rtol=1e-3)
 
 
 def test_loss_of_the_exact_velocity_is_the_known_floor():

@@ -1,7 +1,7 @@
 """What the norms read of a person, and the candidates: which norm, compared with what."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,7 @@ class People:
     decoded: np.ndarray
     log_jacobian: np.ndarray
     points: np.ndarray | None = None
+    expected: dict = field(default_factory=dict)
 
 
 def fit_norms(people: People, count: int) -> dict[str, ComponentNorm]:
@@ -68,12 +69,16 @@ def fit_norms(people: People, count: int) -> dict[str, ComponentNorm]:
 def departures(
     candidate: Candidate, people: People, count: int, norm: ComponentNorm, decode: Callable
 ) -> np.ndarray:
-    """Return what a person has minus what the norm expects, (N, V); `decode` makes voxels."""
-    features = getattr(people, candidate.features)
-    expected = norm.expected(features, people.covariates, count)
-    if candidate.features == "latents":
-        expected = decode(expected)
-    return getattr(people, candidate.against) - expected
+    """Return what a person has minus what the norm expects, (N, V); `decode` makes voxels.
+
+    Candidates that share features share the expectation too: it is kept in `people.expected`.
+    """
+    key = candidate.features, count
+    if key not in people.expected:
+        features = getattr(people, candidate.features)
+        expected = norm.expected(features, people.covariates, count)
+        people.expected[key] = decode(expected) if candidate.features == "latents" else expected
+    return getattr(people, candidate.against) - people.expected[key]
 
 
 def in_own_grid(
@@ -137,9 +142,9 @@ class Source:
         """Plant generic changes on some rows: the changed people and |truth| (N, V)."""
         rows, changed, truth = np.repeat(rows, self.study.maps.changes), [], []
         for number, row in enumerate(rows):
-            field, change = generic_change(self.brain, self.grid, number)
+            flow, change = generic_change(self.brain, self.grid, number)
             volume = np.asarray(self.volumes[row], np.float32)
-            changed.append(rivals.warp(volume, field, self.grid.voxel_mm, order=3))
+            changed.append(rivals.warp(volume, flow, self.grid.voxel_mm, order=3))
             truth.append(np.abs(change[self.brain]))
         volumes = np.stack(changed)
         z = vae.encode(self.model, volumes)[0].reshape(len(rows), -1)

@@ -21,6 +21,8 @@ TRAITS = pd.DataFrame(
     },
     index=["spread", "decade", "male"],
 )[list(space.REGIONS)]  # fmt: skip
+# Smooth displacement (mm) at each width (SD, mm): with it, region volumes spread as in facts 2.1. [E]
+WANDER_MM = ((1.6, 28.0), (0.8, 12.0))
 DS_VARIABILITY = 1.2  # DS groups vary more than euploids, facts 2.1 [E]
 ONSET_YEARS, ONSET_SD, PRODROMAL_YEARS, SURVIVAL_YEARS = 53.8, 6.0, 3.5, 4.6  # facts 2.2
 # Site: intensity scale, noise factor, grey-matter shift, bias-field SD. [E]
@@ -101,7 +103,7 @@ def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]
     rng, wider = stream(seed, row["number"], "anatomy"), 1.0
     if row["group"] == "DS":
         wider = DS_VARIABILITY
-    noise = 2.6 * smooth_noise(rng, 3, 28.0) + 1.3 * smooth_noise(rng, 3, 12.0)  # mm, regions.md
+    noise = sum(size * smooth_noise(rng, 3, width) for size, width in WANDER_MM)
     rng = stream(seed, row["number"], "regions")
     stretch = rng.normal(0, 0.013, (3, 1, 1, 1)).astype(np.float32)
     centred = LATTICE.coordinates_mm() - np.float32(space.CENTRE_MM)[:, None, None, None]
