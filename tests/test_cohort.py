@@ -1,0 +1,242 @@
+"""Who takes part is checked in one report, and nobody's family stands on two sides of a split."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dsnb import bids, cohort, config, record
+from dsnb.checks import BadInput
+from dsnb.space import DS_SPLITS, EUPLOID_SPLITS
+
+STUDY = config.load_study("smoke")
+SIDES = {"generator-fit": "fit"}
+
+
+def write_scan(raw, name: str, seed: int, shape=(6, 6, 6)) -> None:
+    volume = np.random.default_rng(seed).random(shape).astype(np.float32)
+    bids.save_volume(raw / name / "anat" / f"{name}_T1w.nii.gz", volume, np.eye(4))
+
+
+def make_raw(raw, people: int = 12, group: str = "control") -> pd.DataFrame:
+    """Write a small sound BIDS folder; return its table."""
+    names = [f"sub-{k:03d}" for k in range(1, people + 1)]
+    for seed, name in enumerate(names):
+        write_scan(raw, name, seed)
+    table = pd.DataFrame({"participant_id": names, "age": 30.0, "sex": "F", "group": group})
+    bids.write_table(raw / "participants.tsv", table)
+    return table
+
+
+def draw_people(rng: np.random.Generator) -> pd.DataFrame:
+    """Draw a random cohort: families of one to four of either group, some with a sham."""
+    rows = []
+    for family in range(rng.integers(1, 40)):
+        for _ in range(rng.integers(1, 5)):
+            group = "DS" if rng.random() < 0.3 else "euploid"
+            rows.append({"family": f"f{family}", "group": group, "kind": "recorded"})
+        if rng.random() < 0.1:
+            rows.append({"family": f"f{family}", "group": "euploid", "kind": "sham"})
+    table = pd.DataFrame(rows)
+    table["participant_id"] = [f"sub-{k}" for k in range(len(table))]
+    table["age"] = rng.uniform(18, 70, len(table))
+    return table.assign(
+        sex=rng.choice(["F", "M"], len(table)), site=rng.choice(["a", "b"], len(table))
+    )
+
+
+def test_families_are_never_split():
+    """In 150 random cohorts no family stands on two sides, and a sham's family is tested."""
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        table = draw_people(rng)
+        table["split"] = cohort.assign_splits(table, STUDY.cohort)
+        recorded = table[table["kind"] == "recorded"]
+        sides = recorded["split"].replace(SIDES).groupby(recorded["family"]).nunique()
+        assert sides.max() == 1
+        shams = set(table.loc[table["kind"] == "sham", "family"])
+        assert set(recorded.loc[recorded["family"].isin(shams), "split"]) <= {"test"}
+        assert set(recorded.loc[recorded["group"] == "DS", "split"]) <= {*DS_SPLITS}
+        assert set(recorded.loc[recorded["group"] == "euploid", "split"]) <= {*EUPLOID_SPLITS}
+
+
+def alone(people: int) -> pd.DataFrame:
+    """Return unrelated euploids, half of them women, at two sites, 20 to 70 years old."""
+    rng = np.random.default_rng(1)
+    names = [f"sub-{k:04d}" for k in range(people)]
+    return pd.DataFrame(
+        {
+            "participant_id": names, "family": names, "group": "euploid", "kind": "recorded",
+            "age": rng.uniform(20, 70, people), "sex": np.where(np.arange(people) % 2, "F", "M"),
+            "site": rng.choice(["a", "b"], people, p=[0.7, 0.3]),
+        }
+    )  # fmt: skip
+
+
+def test_shares_hold_and_strata_are_balanced():
+    """400 people are dealt 200 / 20 / 60 / 60 / 60, alike in age, sex and site."""
+    table = alone(400)
+    table["split"] = cohort.assign_splits(table, STUDY.cohort)
+    assert table["split"].value_counts().to_dict() == dict(
+        zip(EUPLOID_SPLITS, (200, 20, 60, 60, 60))
+    )
+    for name in ("fit", "scale", "calibration", "test"):
+        part = table[table["split"] == name]
+        assert abs((part["sex"] == "F").mean() - 0.5) < 0.05
+        assert abs((part["site"] == "a").mean() - (table["site"] == "a").mean()) < 0.05
+        assert abs(part["age"].mean() - table["age"].mean()) < 2.5
+
+
+def test_splits_depend_on_seed_and_people_only():
+    """The same people get the same split in any order; another seed deals anew."""
+    table = alone(60)
+    first = dict(zip(table["participant_id"], cohort.assign_splits(table, STUDY.cohort)))
+    mixed = table.sample(frac=1, random_state=3)
+    again = dict(zip(mixed["participant_id"], cohort.assign_splits(mixed, STUDY.cohort)))
+    assert first == again
+    other = config.replace(STUDY.cohort, seed=2)
+    assert list(first.values()) != cohort.assign_splits(table, other)
+
+
+@pytest.mark.parametrize("people", [0, 1, 3, 5, 12, 46, 400])
+def test_quotas_sum_and_leave_no_split_empty(people):
+    """Every split gets somebody as soon as there are people enough."""
+    counts = cohort.quota(np.array(STUDY.cohort.euploid_split, float), people)
+    assert counts.sum() == people and (people < 5 or counts.min() >= 1)
+
+
+def test_folder_without_ds_gets_planted_and_sham(tmp_path):
+    """Each planted scan and sham keeps its original's scan, family and side of the split."""
+    make_raw(tmp_path / "raw")
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    table = cohort.load(tmp_path)
+    assert (table["participant_id"].str.len() >= 7).all() and table["age"].dtype == float
+    people = table[table["kind"] == "recorded"].set_index("participant_id")
+    drawn = table[table["kind"] != "recorded"]
+    original = people.loc[drawn["origin"]].reset_index()
+    assert drawn["family"].tolist() == original["family"].tolist()
+    assert drawn["sha"].tolist() == original["sha"].tolist()
+    planted = drawn[drawn["kind"] == "planted"]
+    sides = planted["split"].replace(SIDES).tolist()
+    assert sides == people.loc[planted["origin"], "split"].tolist()
+    assert len(planted) == people["split"].isin(["fit", "validation", "test"]).sum()
+    assert set(planted["group"]) == {"DS"} and set(planted["stage"]) == {"n/a"}
+    shams = drawn[drawn["kind"] == "sham"]
+    assert set(shams["origin"]) == set(people.index[people["split"] == "test"])
+    assert set(shams["split"]) == {"sham"} and set(shams["group"]) == {"euploid"}
+    split = json.loads((tmp_path / "cohort" / "split.json").read_text())
+    pairs = sorted(zip(table["participant_id"], table["split"]))
+    assert split["digest"] == record.digest([list(pair) for pair in pairs])
+
+
+def test_folder_with_ds_plants_nothing(tmp_path):
+    """Where DS was recorded, recorded people are the patients."""
+    table = make_raw(tmp_path / "raw")
+    table.loc[:5, "group"] = "DS"
+    bids.write_table(tmp_path / "raw" / "participants.tsv", table)
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    written = cohort.load(tmp_path)
+    assert set(written["kind"]) == {"recorded"}
+    assert set(written.loc[written["group"] == "DS", "split"]) == set(DS_SPLITS)
+
+
+def test_people_without_scan_and_later_sessions_are_listed(tmp_path, capsys):
+    """Whoever is left out stands in exclusions.tsv with a reason, and the user is told."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
+    lost = table.iloc[[0]].assign(participant_id="sub-lost")
+    bids.write_table(raw / "participants.tsv", pd.concat([table, lost]))
+    for seed, session in enumerate("ba"):
+        volume = np.full((6, 6, 6), seed + 5, np.float32)
+        name = f"sub-004_ses-{session}_T1w.nii.gz"
+        bids.save_volume(raw / "sub-004" / f"ses-{session}" / "anat" / name, volume, np.eye(4))
+    (raw / "sub-004" / "anat" / "sub-004_T1w.nii.gz").unlink()
+    cohort.gather(tmp_path, STUDY, raw)
+    out = bids.read_table(tmp_path / "cohort" / "exclusions.tsv")
+    assert out[["participant_id", "code"]].to_numpy().tolist() == [
+        ["sub-lost", "E-NOSCAN"], ["sub-004", "E-SESSION"],
+    ]  # fmt: skip
+    written = cohort.load(tmp_path).set_index("participant_id")
+    assert "sub-lost" not in written.index and written.loc["sub-004", "session"] == "a"
+    assert "E-NOSCAN: sub-lost" in capsys.readouterr().err
+
+
+def spoil_everything(raw) -> None:
+    """Give one folder five different faults."""
+    table = make_raw(raw)
+    table.loc[0, "age"] = np.nan
+    table = pd.concat([table.drop(index=5), table.iloc[[1]].assign(participant_id="sub-lost")])
+    bids.write_table(raw / "participants.tsv", table)
+    write_scan(raw, "sub-002", 0, (6, 6, 6, 3))
+    scan = raw / "sub-003" / "anat" / "sub-003_T1w.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:-8])
+    source = raw / "sub-004" / "anat" / "sub-004_T1w.nii.gz"
+    (raw / "sub-005" / "anat" / "sub-005_T1w.nii.gz").write_bytes(source.read_bytes())
+
+
+def test_all_problems_come_in_one_report_and_nothing_is_touched(tmp_path):
+    """A hospital repairs its folder once; the cohort made before stays as it was."""
+    make_raw(tmp_path / "good")
+    cohort.gather(tmp_path, STUDY, tmp_path / "good")
+    before = {path: path.read_bytes() for path in (tmp_path / "cohort").iterdir()}
+    spoil_everything(tmp_path / "raw")
+    with pytest.raises(BadInput) as caught:
+        cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    said = str(caught.value)
+    codes = [problem.code for problem in caught.value.problems]
+    assert sorted(codes) == ["E-AGE", "E-DIM", "E-DUP", "E-NOROW", "E-NOSCAN", "E-TRUNC"]
+    for word in ("line 2: n/a", "sub-002_T1w", "sub-003_T1w", "sub-004", "sub-006", "sub-lost"):
+        assert word in said
+    assert str(tmp_path) not in said
+    assert {path: path.read_bytes() for path in (tmp_path / "cohort").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "table, scans, code",
+    [
+        (None, True, "E-NOTABLE"),
+        ("participant_id\tage\tsex\nsub-9\t30\tF\n", False, "E-NOT1W"),
+        ("participant_id\tage\tsex\n", True, "E-NOBODY"),
+    ],
+)
+def test_empty_folders_are_refused(table, scans, code, tmp_path):
+    """No table, no scans, nobody: one sentence each, and no product begun."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    if scans:
+        write_scan(raw, "sub-1", 0)
+    if table:
+        (raw / "participants.tsv").write_text(table)
+    with pytest.raises(BadInput) as caught:
+        cohort.gather(tmp_path, STUDY, raw)
+    assert caught.value.code == code
+    assert not (tmp_path / "cohort").exists()
+    with pytest.raises(BadInput, match="E-PATH"):
+        cohort.gather(tmp_path, STUDY, tmp_path / "absent")
+
+
+def test_the_cohort_follows_its_folder(tmp_path, capsys):
+    """Nothing changed, nothing done; a scan replaced or a row edited makes the cohort again."""
+    table = make_raw(tmp_path / "raw")
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    keys = [record.require(tmp_path, "cohort")]
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    assert "nothing changed" in capsys.readouterr().err
+    write_scan(tmp_path / "raw", "sub-002", 99)
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    keys.append(record.require(tmp_path, "cohort"))
+    bids.write_table(tmp_path / "raw" / "participants.tsv", table.assign(age=31.0))
+    cohort.gather(tmp_path, STUDY, tmp_path / "raw")
+    keys.append(record.require(tmp_path, "cohort"))
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.real
+def test_real_folder_is_taken_in(real_scans, tmp_path):
+    """46 open scans pass every check, and everybody has a place in the study."""
+    cohort.gather(tmp_path, STUDY, real_scans)
+    table = cohort.load(tmp_path)
+    people = table[table["kind"] == "recorded"]
+    assert len(people) == 46 and set(people["split"]) == set(EUPLOID_SPLITS)
+    assert set(people["group_recorded"]) == {"control", "depr"}
+    assert set(people["sex"]) == {"F", "M"} and people["age"].between(19, 55).all()
