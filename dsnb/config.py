@@ -138,7 +138,7 @@ class Scaling:
     processes: tuple[int, ...] = (1, 2)
     rounds: int = 9
     steps: int = 4  # timed steps a round
-    parity_steps: int = 10
+    parity_steps: int = 40
     batch: int = 4
 
 

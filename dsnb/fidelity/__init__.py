@@ -192,8 +192,10 @@ def compare(root: Path, study: Study) -> dict:
     looks, tables["realism"] = _looks(volumes, features, settings)
     use, tables["utility"] = _use(features, settings)
     timing["compare_seconds"] = time.perf_counter() - began - timing["measure_seconds"]
-    tables |= {"people": counts, "reasons": {}}
     headline = record.plain(headline | looks | use)
+    few = "too few reconstructed people for an interval"
+    reasons = {key: few for key, value in headline.items() if value is None}
+    tables |= {"people": counts, "reasons": reasons}
     return {"headline": headline, "tables": record.plain(tables), "timing": timing}
 
 

@@ -9,6 +9,7 @@ from dsnb.config import Release
 from dsnb.space import EFFECT_REGIONS, GROUPS, REGIONS, covariates
 
 REQUESTED = ("ventricles", "hippocampus", "frontal")  # regions that age moves
+LEAST_DRAWN = 8  # reconstructed people a group
 
 
 class People(NamedTuple):
@@ -105,19 +106,23 @@ def compare_effects(real: People, synthetic: People, settings: Release) -> tuple
 
 
 def ceiling(originals: People, drawn: People, settings: Release) -> dict:
-    """Return the effect slope of reconstructions on their own originals, paired by person."""
+    """Return the effect slope of reconstructions on their own originals, paired by person.
+
+    It is None below `LEAST_DRAWN` people a group, where resampled groups have no spread.
+    """
     used = [REGIONS.index(name) for name in EFFECT_REGIONS]
 
     def slope(rows: np.ndarray) -> float:
         return agreement(*(effects(side.take(rows))[used] for side in (originals, drawn)))[1]
 
-    values = [slope(rows) for rows in resample(originals.ds, settings, 2)]
     error = 100 * np.abs(np.expm1(drawn.logs - originals.logs)).mean(0)
-    return {
+    found = {"region_error_pct": error.mean(), "region_errors_pct": dict(zip(REGIONS, error))}
+    if min(originals.ds.sum(), (~originals.ds).sum()) < LEAST_DRAWN:
+        return found | {"reconstruction_slope": None, "reconstruction_slope_ci": None}
+    values = [slope(rows) for rows in resample(originals.ds, settings, 2)]
+    return found | {
         "reconstruction_slope": slope(np.arange(len(originals.ds))),
         "reconstruction_slope_ci": np.quantile(values, [0.025, 0.975]).tolist(),
-        "region_error_pct": error.mean(),
-        "region_errors_pct": dict(zip(REGIONS, error)),
     }
 
 

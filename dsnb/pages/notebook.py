@@ -69,7 +69,10 @@ def show(results: dict) -> pd.DataFrame:
     """Return the headline as a table and glue every value under its key for other pages."""
     reasons = results["tables"].get("reasons", {})
     rows = []
-    for key, value in {**results["headline"], **results["timing"]}.items():
+    shown = {**results["headline"], **results["timing"]}
+    for key, value in shown.items():
+        if isinstance(value, dict) or (isinstance(value, list) and len(value) != 2):
+            continue  # a table of its own, drawn elsewhere on the page
         glue(key, spell(value), display=False)
         rows.append({"key": key, "value": spell(value), "why not": reasons.get(key, "")})
     return pd.DataFrame(rows).set_index("key")

@@ -22,6 +22,9 @@ MADE_BY = {
     "maps": "05_anomaly (dsnb map)",
     "runs/diffusion": "07_diffusion (dsnb train diffusion)",
     "synthetic": "07_diffusion (dsnb sample)",
+    "morphology": "08_fidelity",
+    "runs/search": "09_search (dsnb search)",
+    "runs/scaling": "10_scaling (dsnb bench)",
 }
 
 
