@@ -44,7 +44,8 @@ def test_ten_stages_write_their_numbers_and_the_book(walked):
 
 def test_the_digest_chain_is_whole(walked):
     """S07: every product was made from the parents that lie beside it."""
-    for name in ("cohort", "prepared", "runs/vae", "latents", "maps", "runs/diffusion", "synthetic"):
+    models = ("runs/vae", "runs/diffusion", "runs/search", "runs/scaling")
+    for name in ("cohort", "prepared", "latents", "deformation", "maps", "synthetic", *models):
         assert record.require(walked, name)
 
 

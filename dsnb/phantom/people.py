@@ -21,7 +21,7 @@ TRAITS = pd.DataFrame(
     },
     index=["spread", "decade", "male"],
 )[list(space.REGIONS)]  # fmt: skip
-# Smooth displacement (mm) at each width (SD, mm): with it, region volumes spread as in facts 2.1. [E]
+# Smooth displacement (mm) at each width (SD, mm): so that regions spread as in facts 2.1. [E]
 WANDER_MM = ((1.6, 28.0), (0.8, 12.0))
 DS_VARIABILITY = 1.2  # DS groups vary more than euploids, facts 2.1 [E]
 ONSET_YEARS, ONSET_SD, PRODROMAL_YEARS, SURVIVAL_YEARS = 53.8, 6.0, 3.5, 4.6  # facts 2.2
