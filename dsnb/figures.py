@@ -20,7 +20,7 @@ DPI = 110
 # Okabe and Ito's palette; the two groups keep their colours on every page.
 COLOURS = {"euploid": "#0072B2", "DS": "#D55E00"}
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A", "#000000")
-DIVERGING, SEQUENTIAL, GREY = "RdBu_r", "cividis", "gray"
+DIVERGING, GREY = "RdBu_r", "gray"
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the axis that it cuts
 ENDS = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}
 CUTS = (("axial", 6.0), ("coronal", -20.0), ("sagittal", 4.0))

@@ -15,7 +15,7 @@ from scipy import ndimage
 from dsnb import bids, dataset, record
 from dsnb.checks import BadInput
 from dsnb.config import Study
-from dsnb.space import REGIONS, Grid, load_template, region_masks
+from dsnb.space import REGIONS, Grid, region_masks
 
 CODE = ("space", "rivals")
 FIELD_SIGMA = 1.0  # voxels: demons smoothing of the displacement (its elastic prior)
@@ -205,8 +205,3 @@ def load_deformation(root: Path) -> tuple[np.ndarray, np.ndarray]:
     record.require(root, "deformation")
     template = bids.load_volume(root / "deformation" / "template.nii.gz")[0]
     return template, np.load(root / "deformation" / "log_jacobian.npy", mmap_mode="r")
-
-
-def template_brain(study: Study) -> np.ndarray:
-    """Return the template's brain mask, bool (X, Y, Z): the voxels that every map is judged in."""
-    return load_template(study.grid).brain

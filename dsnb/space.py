@@ -29,7 +29,6 @@ EFFECT_REGIONS = (
 REGIONS = EFFECT_REGIONS + (
     "thalamus", "caudate", "temporal", "parietal", "occipital", "white_matter",
 )  # fmt: skip
-REGION_CODES = {name: code for code, name in enumerate(REGIONS, start=1)}
 
 
 @dataclass(frozen=True)
@@ -233,12 +232,6 @@ def region_masks(grid: Grid) -> np.ndarray:
     np.save(aside, masks)
     aside.replace(path)
     return masks
-
-
-def region_labels(grid: Grid) -> np.ndarray:
-    """Return hard labels (X, Y, Z): the code of the strongest region, 0 where none reaches 0.3."""
-    masks = region_masks(grid)
-    return np.where(masks.max(0) > 0.3, masks.argmax(0) + 1, 0).astype(np.int16)
 
 
 def covariates(table: pd.DataFrame) -> np.ndarray:

@@ -103,8 +103,10 @@ def test_people_are_as_published():
     assert stats.chi2_contingency(crossed).pvalue > 0.01
     low, high = ds["age"].quantile([0.1, 0.9])
     assert euploid["age"].between(low, high).mean() > 0.3
-    scores = ds[ds["cognition"] != "n/a"].groupby("stage")["cognition"].apply(
-        lambda values: values.astype(float).mean()
+    scores = (
+        ds[ds["cognition"] != "n/a"]
+        .groupby("stage")["cognition"]
+        .apply(lambda values: values.astype(float).mean())
     )
     assert scores["dementia"] < scores["prodromal"] < scores["asymptomatic"]
     assert ds["cognition"].eq("n/a").any()

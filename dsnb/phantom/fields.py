@@ -151,9 +151,7 @@ def basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flows = np.stack(fields)
     spread = [sum(onto(v[i], LATTICE, LATTICE, slope=i) for i in range(3)) for v in flows]
     response = np.einsum("ixyz,jxyz->ij", masks, np.stack(spread)) / masks.sum((1, 2, 3))[:, None]
-    inverse = np.linalg.solve(
-        response.T @ response + RIDGE * np.eye(len(masks)), response.T
-    )
+    inverse = np.linalg.solve(response.T @ response + RIDGE * np.eye(len(masks)), response.T)
     return flows, _gradient_flow(gradients), inverse
 
 
