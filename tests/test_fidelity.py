@@ -64,8 +64,13 @@ def test_kid_is_the_formula_and_unbiased():
     """Would fall: kid, its interval, and the claim that it is zero between equals."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
-    k = lambda a, b: (a @ b / 3 + 1) ** 3  # noqa: E731
-    pairs = lambda s: [k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]  # noqa: E731
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    def pairs(s):
+        return [k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
+
     wanted = np.mean(pairs(x)) + np.mean(pairs(y)) - 2 * np.mean([k(a, b) for a in x for b in y])
     assert np.isclose(fidelity.kid(x, y)[0], wanted)
     found = np.array(
