@@ -248,3 +248,19 @@ def _write(folder: Path, table: pd.DataFrame, excluded: pd.DataFrame, settings: 
         "people": {"/".join(key): int(n) for key, n in counts.items()},
     }
     record.write_json(folder / "split.json", split)
+
+
+def summarise(root: Path) -> dict:
+    """Return the 01 page's numbers of a real cohort; what only a phantom has is None."""
+    people = load(root)
+    counts = people[people["kind"] != "sham"]["group"].value_counts()
+    phantom_only = ("folded_voxels", "target_error_points", "phantom_version")
+    headline = {
+        "subjects": int((people["kind"] == "recorded").sum()),
+        "euploid": int(counts.get("euploid", 0)),
+        "ds": int(counts.get("DS", 0)),
+        **dict.fromkeys(phantom_only),
+    }
+    reasons = dict.fromkeys(phantom_only, "a real cohort: nothing was drawn by the phantom")
+    kinds = people["kind"].value_counts().to_dict()
+    return {"headline": headline, "tables": {"kinds": kinds, "reasons": reasons}, "timing": {}}
