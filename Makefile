@@ -7,8 +7,9 @@ VENV ?= .venv
 PIP_OPTIONS ?=
 PRESET ?= small
 RAW ?=
-# The small phantom study lives in data/; any other gets a folder of its own.
-DATA ?= $(if $(RAW),data-$(PRESET)-$(notdir $(patsubst %/,%,$(RAW))),$(if $(filter small,$(PRESET)),$${DSNB_DATA:-data},data-$(PRESET)))
+# $DSNB_DATA where it is set; else data/ for the small phantom study, and a folder of its own for any other.
+COHORT := $(if $(RAW),-$(notdir $(patsubst %/,%,$(RAW))))
+DATA ?= $(or $(DSNB_DATA),data$(if $(filter-out small,$(PRESET))$(RAW),-$(PRESET)$(COHORT)))
 RUN := $(VENV)/bin/python -m
 
 .PHONY: help study test test-all book verify lint clean
