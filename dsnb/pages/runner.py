@@ -83,7 +83,8 @@ def run_stage(notebook: Path, page: Path, parameters: dict, root: Path) -> Meter
             notebook, aside, parameters, progress_bar=False, cwd=REPOSITORY, kernel_name="python3"
         )
     except PapermillExecutionError as error:
-        if error.ename == "BadInput":
+        refusals = {kind.__name__ for kind in (BadInput, *BadInput.__subclasses__())}
+        if error.ename in refusals:
             refusal = BadInput.__new__(BadInput)
             Exception.__init__(refusal, error.evalue)
             raise refusal from None
