@@ -147,8 +147,8 @@ def test_an_unknown_folder_preset_or_flag_exits_with_2(tmp_path):
 @pytest.mark.real
 def test_real_scans_walk_the_same_way(real_scans, tmp_path):
     """46 registered adults, planted twins for DS: every stage ends with a number or a reason."""
-    raw = real_scans / "ds002748-2mm"
-    answer = dsnb("study", "--preset", "smoke", "--raw", str(raw), "--data-root", str(tmp_path))
+    words = ["--raw", str(real_scans), "--data-root", str(tmp_path)]
+    answer = dsnb("study", "--preset", "smoke", *words)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     cohort = record.read_results(tmp_path, "01_cohort")["headline"]
     assert cohort["euploid"] == 46 and cohort["ds"] > 0
