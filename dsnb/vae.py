@@ -4,7 +4,6 @@ Space-to-depth at the door, residual blocks at low resolution, depth-to-space at
 network sees and draws only the departure from the training people's mean volume.
 """
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -208,8 +207,7 @@ def noise_floor_db(root: Path, study: Study, table: pd.DataFrame) -> float | Non
     is at least the noise variance, that of the site's scanner. Prepared volumes keep the phantom's
     unit (white matter at 0.85), and Rician noise is nearly Gaussian in tissue.
     """
-    mark = json.loads((root / "study.json").read_text())
-    if mark["data"] != "phantom":
+    if record.read_mark(root)["data"] != "phantom":
         return None
     sd = study.cohort.noise * np.array([SITES[site][1] for site in table["site"]])
     return float(np.mean(-20 * np.log10(sd)))
