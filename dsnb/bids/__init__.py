@@ -1,0 +1,17 @@
+"""BIDS in and out: tables as text, participants under our names, scans with sidecars."""
+
+from dsnb.bids.scans import (
+    as_ras,
+    describe,
+    find_t1w,
+    load_volume,
+    quantise,
+    save_volume,
+    sidecar_of,
+)
+from dsnb.bids.tables import MISSING, TEXT, read_participants, read_table, typed, write_table
+
+__all__ = [
+    "MISSING", "TEXT", "as_ras", "describe", "find_t1w", "load_volume", "quantise",
+    "read_participants", "read_table", "save_volume", "sidecar_of", "typed", "write_table",
+]  # fmt: skip
