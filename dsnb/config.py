@@ -16,8 +16,12 @@ class Cohort:
     euploid: int = 400
     ds: int = 150
     sham: int = 30  # euploid test people drawn again with a sham field of equal size
+    repeat: int = 30  # people of each group who come a second time, 16 months later
+    native: int = 12  # people, half of them DS, also scanned near 1 mm in the scanner's space
     severity: float = 1.0  # scales the local disease field, 0 to 2
-    noise: float = 0.04  # SD of the Rician noise, white matter near 0.85 [E]
+    confounded_motion: bool = True  # one arm: at CLINIC, motion follows group and age
+    external_euploid: bool = True  # False: EXTERNAL has DS only, which gives sensitivity only
+    noise: float = 0.02  # SD of the Rician noise, white matter near 0.85 [E]
     seed: int = 1
     euploid_split: tuple[int, ...] = (200, 20, 60, 60, 60)  # shares, order of EUPLOID_SPLITS
     ds_split: tuple[int, ...] = (90, 15, 45)  # shares, order of DS_SPLITS
@@ -166,7 +170,7 @@ SMOKE = Study(
     "2 CPU cores",
     "3 min",
     GRIDS["smoke"],
-    Cohort(euploid=48, ds=24, sham=4),
+    Cohort(euploid=48, ds=24, sham=4, repeat=4, native=2),
     Vae(width=16, blocks=1, channels=4, training=Training(volumes=96, checkpoint_every=32,
                                                           validate_every=48)),
     Maps(nuisance=(0, 5), smoothing_mm=(0.0, 6.0), demons_iterations=8, bootstraps=100),

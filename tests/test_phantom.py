@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage, stats
 
 from dsnb import config, phantom, space
-from dsnb.phantom import fields, people, scans
+from dsnb.phantom import fields, people, render, scans
 
 SMOKE = space.GRIDS["smoke"]
 SMALL = space.GRIDS["small"]
@@ -21,9 +21,10 @@ def warp(masks, displacement, grid):
     return np.stack([ndimage.map_coordinates(mask, voxels, order=1) for mask in masks])
 
 
-def study_of(euploid=2, ds=1, sham=1, severity=1.0):
+def study_of(euploid=2, ds=1, sham=1, **asked):
     """Return the smoke study with a handful of people."""
-    cohort = config.Cohort(euploid=euploid, ds=ds, sham=sham, severity=severity)
+    asked = {"repeat": 0, "native": 0, **asked}
+    cohort = config.Cohort(euploid=euploid, ds=ds, sham=sham, **asked)
     return replace(config.PRESETS["smoke"], cohort=cohort)
 
 
@@ -35,15 +36,15 @@ def cohort(tmp_path_factory):
     return root, study
 
 
-@pytest.mark.parametrize("stage", ["asymptomatic", "dementia"])
-def test_warped_labels_change_as_wanted(stage):
+@pytest.mark.parametrize("progress", [0.0, 1.0, 2.0])
+def test_warped_labels_change_as_wanted(progress):
     """Falls: that the disease changes each region by its named target and folds nothing."""
-    backward = fields.exponentiate(-fields.disease_velocity(stage))
+    backward = fields.exponentiate(-fields.disease_velocity(progress))
     assert fields.log_jacobian(backward, SMALL)[1] == 0
     masks = space.region_masks(SMALL)
     warped = warp(masks, fields.onto(backward, fields.LATTICE, SMALL), SMALL)
     reached = warped.sum((1, 2, 3)) / masks.sum((1, 2, 3))
-    wanted = np.exp(fields.targets(stage, 1.0))
+    wanted = np.exp(fields.targets(progress, 1.0))
     assert np.abs(np.log(reached / wanted)).max() < 0.05
     assert np.corrcoef(reached, wanted)[0, 1] > 0.99
 
@@ -85,8 +86,8 @@ def test_a_seed_is_one_person_on_every_grid():
     study = study_of()
     row = people.draw_people(study.cohort).to_dict("records")[0]
     backward = fields.exponentiate(-people.individual_velocities(row, study.cohort.seed)[1])
-    fine = scans.render(backward, row, replace(study, grid=SMALL))
-    coarse = scans.render(backward, row, study)
+    fine = render.render(backward, row, study, SMALL)
+    coarse = render.render(backward, row, study, SMOKE)
     seen = space.onto_grid(fine, SMALL.affine, SMOKE)
     inside = (seen > 0.4) & (coarse > 0.4)
     assert inside.sum() > 0.9 * (coarse > 0.4).sum()
@@ -119,7 +120,7 @@ def test_files_do_not_depend_on_processes(cohort, tmp_path):
     root, study = cohort
     phantom.make_cohort(tmp_path, study, processes=1)
     names = [path.relative_to(root / "raw") for path in (root / "raw").rglob("*.nii.gz")]
-    assert len(names) == 6  # two euploids, one DS, twin, truth, sham
+    assert len(names) == 7  # two euploids, one DS, twin, two truths, sham
     for name in names:
         assert (root / "raw" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes()
 

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 from scipy import fft, interpolate, ndimage
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import grid_sample
 
 from dsnb import space
@@ -20,6 +21,8 @@ SQUARINGS = 5
 RIDGE = 8e-3
 REFILL_MM = {"ventricles": 12.0}  # SD of the neighbourhood that gives way
 REFILL_DEFAULT_MM = 7.0
+# The last bit of a sum depends on the number of threads; files must not.
+one_thread = threadpool_limits.wrap(limits=1)
 THIN = ("ventricles", "corpus_callosum")  # thinner than the lattice: grow evenly, edges included
 
 # Region change (%) of DS against euploid after head-size correction, severity 1: facts 2.1, `rel.`
@@ -118,14 +121,34 @@ def _gradient_flow(source: np.ndarray) -> np.ndarray:
 
 
 def smooth_noise(rng: np.random.Generator, channels: int, sd_mm: float) -> np.ndarray:
-    """Draw white noise on the coarse lattice, smoothed, SD about 1; (channels, X, Y, Z) on it."""
-    noise = rng.standard_normal((channels, *COARSE.shape), dtype=np.float32)
-    width = sd_mm / COARSE.voxel_mm
+    """Draw white noise smoothed to `sd_mm`, SD about 1; (channels, X, Y, Z) on the lattice.
+
+    Wide noise is drawn on the coarse lattice, which is eight times cheaper.
+    """
+    grid = COARSE if sd_mm >= COARSE.voxel_mm else LATTICE
+    noise = rng.standard_normal((channels, *grid.shape), dtype=np.float32)
+    width = sd_mm / grid.voxel_mm
     smooth = ndimage.gaussian_filter(noise, (0, width, width, width))
-    return smooth * np.float32((2 * np.sqrt(np.pi) * width) ** 1.5)
+    smooth *= np.float32((2 * np.sqrt(np.pi) * width) ** 1.5)
+    return smooth if grid is LATTICE else onto(smooth, COARSE, LATTICE)
+
+
+def swirl(rng: np.random.Generator, scales: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Draw a velocity (3, X, Y, Z) in mm without divergence: the curl of noise.
+
+    `scales` are (SD of the velocity, width SD) in mm. It moves and bends tissue, but leaves every
+    region's volume as it was.
+    """
+    potential = sum(np.float32(size * sd) * smooth_noise(rng, 3, sd) for size, sd in scales)
+
+    def slope(k: int, axis: int) -> np.ndarray:
+        return onto(potential[k % 3], LATTICE, LATTICE, slope=axis % 3)
+
+    return np.stack([slope(k + 2, k + 1) - slope(k + 1, k + 2) for k in range(3)])
 
 
 @cache
+@one_thread
 def basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return region fields (R, 3, ...), off-atlas field (3, ...) and the response's inverse (R, R).
 
@@ -161,21 +184,28 @@ def measure(forward: np.ndarray) -> np.ndarray:
     return np.tensordot(space.region_masks(LATTICE), change, 3) * LATTICE.voxel_ml
 
 
-def targets(stage: str, severity: float) -> np.ndarray:
-    """Return the wanted log-volume change of every region (R,) at a stage and severity."""
-    extra = STAGE_EXTRA.get(stage, {})
-    wanted = [(DISEASE[name], extra.get(name, 0)) for name in space.REGIONS]
-    return severity * np.log1p(np.array(wanted) / 100).sum(1)
+def targets(progress: float, severity: float) -> np.ndarray:
+    """Return the wanted log-volume change of every region (R,) at a progress and severity.
+
+    Progress is 0 without Alzheimer's disease, 1 as in a typical prodromal and 2 as in a typical
+    demented person; in between it is linear, beyond 2 it goes on.
+    """
+    nodes = [{}, STAGE_EXTRA["prodromal"], STAGE_EXTRA["dementia"]]
+    extra = np.log1p([[node.get(name, 0) / 100 for name in space.REGIONS] for node in nodes])
+    start = min(int(progress), 1)
+    late = extra[start] + (progress - start) * (extra[start + 1] - extra[start])
+    return severity * (np.log1p([DISEASE[name] / 100 for name in space.REGIONS]) + late)
 
 
 @cache
-def disease_velocity(stage: str) -> np.ndarray:
+@one_thread
+def disease_velocity(progress: float) -> np.ndarray:
     """Solve the disease's velocity (3, X, Y, Z) mm at severity 1 on the template's own anatomy.
 
     The response is linear, the volumes are not: a few corrections close the gap.
     """
     flows, gradients, inverse = basis()
-    wanted, before = targets(stage, 1.0), measure(np.zeros_like(gradients))
+    wanted, before = targets(progress, 1.0), measure(np.zeros_like(gradients))
     amplitudes = inverse @ wanted
     for _ in range(6):
         velocity = (np.tensordot(amplitudes, flows, 1) + gradients).astype(np.float32)
@@ -185,7 +215,7 @@ def disease_velocity(stage: str) -> np.ndarray:
 
 
 def fit_disease(
-    stage: str, factor: float, regions: np.ndarray, grow: np.ndarray, before: np.ndarray
+    progress: float, factor: float, regions: np.ndarray, grow: np.ndarray, before: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one person's disease velocity and the forward displacement with it.
 
@@ -195,10 +225,12 @@ def fit_disease(
     what is wanted stays the named constants times the personal factor.
     """
     flows, _, inverse = basis()
-    velocity = np.float32(factor) * disease_velocity(stage)
+    start = min(int(progress), 1)
+    ends = disease_velocity(float(start)), disease_velocity(float(start + 1))
+    velocity = np.float32(factor) * (ends[0] + np.float32(progress - start) * (ends[1] - ends[0]))
     after = compose(grow, exponentiate(regions + velocity))
     for _ in range(4):
-        gap = targets(stage, factor) - np.log(measure(after) / measure(before))
+        gap = targets(progress, factor) - np.log(measure(after) / measure(before))
         if np.abs(gap).max() < 0.01:
             break
         velocity = velocity + np.tensordot((inverse @ gap).astype(np.float32), flows, 1)
@@ -219,7 +251,7 @@ def disease_displacement(grid: Grid, severity: float, seed: int) -> tuple[np.nda
     on real scans aligned with the template. Positive log-Jacobian = the patient's tissue grew.
     """
     factor = severity * draw_factor(np.random.default_rng([seed, 0]))
-    backward = exponentiate(-factor * disease_velocity("asymptomatic"))
+    backward = exponentiate(-factor * disease_velocity(0.0))
     return onto(backward, LATTICE, grid), log_jacobian(backward, grid)[0]
 
 
@@ -231,14 +263,14 @@ def draw_factor(rng: np.random.Generator) -> float:
 def sham_velocity(severity: float, rng: np.random.Generator) -> np.ndarray:
     """Draw a random field of the disease's RMS log-Jacobian in the brain; see sham_displacement."""
     brain = space.load_template(LATTICE).brain
-    source = onto(smooth_noise(rng, 1, 10.0)[0], COARSE, LATTICE) * brain
+    source = smooth_noise(rng, 1, 10.0)[0] * brain
     velocity = _gradient_flow(source)
 
     def size(field: np.ndarray) -> float:
         change = log_jacobian(exponentiate(-field), LATTICE)[0]
         return float(np.sqrt((change[brain] ** 2).mean()))
 
-    wanted = size(severity * disease_velocity("asymptomatic"))
+    wanted = size(severity * disease_velocity(0.0))
     for _ in range(3):
         velocity = velocity * np.float32(wanted / max(size(velocity), 1e-6))
     return velocity

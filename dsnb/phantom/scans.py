@@ -1,187 +1,162 @@
-"""The phantom's scans on disk: tissue maps to intensities, BIDS files, twins, shams, truth."""
+"""The phantom on disk: BIDS files, twins, shams, repeats, native scans, and the truth."""
 
-import gzip
 import json
-import os
-from functools import lru_cache
 from pathlib import Path
 
 import joblib
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 
-from dsnb import record, space
+from dsnb import bids, record, space
 from dsnb.config import Study
 from dsnb.phantom import fields
-from dsnb.phantom.fields import COARSE, LATTICE, onto, pull, smooth_noise
-from dsnb.phantom.people import SITES, draw_people, individual_velocities, stream
-from dsnb.space import Grid
+from dsnb.phantom.fields import LATTICE
+from dsnb.phantom.people import SITES, draw_people, individual_velocities, revisit, stream
+from dsnb.phantom.render import render, scan, scan_native
 
 PHANTOM_VERSION = "1.0"
-
-
-@lru_cache(maxsize=1)
-def _anatomy(grid: Grid) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Return 1 mm GM, WM, CSF and residual texture smoothed to the grid's voxel, their contrast.
-
-    Maps are (4, 197, 233, 189) with their affine; the contrast (3,) is the template's own.
-    """
-    t1w, gm, wm, brain, affine = space.template_1mm()
-    maps = np.stack([gm * brain, wm * brain, np.clip(brain - gm * brain - wm * brain, 0, 1)])
-    inside = maps[:, brain > 0.5]
-    contrast = np.linalg.lstsq(inside.T, t1w[brain > 0.5], rcond=None)[0]
-    texture = brain * (t1w - np.tensordot(contrast, maps, 1))
-    width = 0.425 * grid.voxel_mm if grid.voxel_mm > 1 else 0  # FWHM of a voxel, as in space
-    smooth = [ndimage.gaussian_filter(one, width) for one in (*maps, texture)]
-    return torch.from_numpy(np.stack(smooth).astype(np.float32)), affine, contrast
-
-
-def render(displacement: np.ndarray, row: dict, study: Study) -> np.ndarray:
-    """Draw the noise-free brain (X, Y, Z), white matter near 0.85, 0 outside, of one person.
-
-    `displacement` is backward, (3, ...) mm on the lattice; cortex has a fine GM-CSF share of its
-    own (noise at 8 mm), so that variation is not low-dimensional.
-    """
-    grid, number, seed = study.grid, row["number"], study.cohort.seed
-    maps, affine, contrast = _anatomy(grid)
-    mm = grid.coordinates_mm() + onto(displacement, LATTICE, grid)
-    voxels = torch.from_numpy(mm - affine[:3, 3, None, None, None].astype(np.float32))
-    gm, wm, csf, texture = pull(maps, voxels).numpy()
-    rng = stream(seed, number, "cortex")
-    share = np.exp(onto(0.5 * smooth_noise(rng, 2, 8.0), COARSE, grid))
-    brain = gm + wm + csf > 0.5
-    mixed = gm + csf
-    gm = mixed * gm * share[0] / np.maximum(gm * share[0] + csf, 1e-6)
-    csf = mixed - gm
-    rng = stream(seed, number, "scanner")
-    levels = contrast + rng.normal(0, (0.015, 0.008, 0.02)) + (SITES[row["site"]][2], 0, 0)
-    volume = gm * levels[0] + wm * levels[1] + csf * levels[2] + texture * share[1] ** 0.5
-    bias = np.exp(SITES[row["site"]][3] * onto(smooth_noise(rng, 1, 45.0)[0], COARSE, grid))
-    blurred = ndimage.gaussian_filter(volume * bias, min(row["motion"], 1.5) / grid.voxel_mm)
-    return np.where(brain, blurred, 0).astype(np.float32)
-
-
-def scan(displacement: np.ndarray, row: dict, study: Study) -> np.ndarray:
-    """Return the scanner's volume (X, Y, Z) in site units: Rician noise inside the brain."""
-    clean, (scale, louder, *_) = render(displacement, row, study), SITES[row["site"]]
-    rng = stream(study.cohort.seed, row["number"], "noise")
-    noise = rng.standard_normal((2, *clean.shape), dtype=np.float32) * study.cohort.noise * louder
-    return np.where(clean > 0, scale * np.hypot(clean + noise[0], noise[1]), 0).astype(np.float32)
-
-
-# Files
-
-
-def _save(path: Path, values: np.ndarray, grid: Grid, sidecar: dict) -> None:
-    """Write a scaled int16 NIfTI and its sidecar, each whole or not at all, the sidecar last."""
-    image = nib.Nifti1Image(values, grid.affine)
-    image.set_data_dtype(np.int16)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code=4)  # 4 = MNI152
-    image.set_qform(grid.affine, code=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-    aside.replace(path)
-    head = {"SpatialReference": space.SPACE, "SkullStripped": True, "Phantom": PHANTOM_VERSION}
-    record.write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {**head, **sidecar})
+HIDDEN = ("number", "factor", "onset_years", "progress")  # of a person; truth.tsv has them
+NATIVE = ("euploid", "DS")  # the first people of each group, half and half
+LOG_STEP = 1 / 4000  # stored unit of log-Jacobians and intensity changes, far below the noise
 
 
 def _paths(row: dict) -> dict[str, str]:
     """Return a person's files relative to the raw folder."""
-    name = row["participant_id"]
-    truth = f"derivatives/truth/{name}/anat/{name}_desc-"
+    name, session = row["participant_id"].removesuffix("ses2"), ""
+    if row["session"] != "n/a":
+        session = f"ses-{row['session']}"
+    truth = f"derivatives/truth/{row['participant_id']}/anat/{row['participant_id']}_desc-"
+    stem = "_".join(part for part in (name, session, "T1w.nii.gz") if part)
     return {
-        "recorded": f"{name}/anat/{name}_T1w.nii.gz",
+        "recorded": str(Path(name, session, "anat", stem)),
         "twin": f"{truth}twin_T1w.nii.gz",
         "sham": f"{truth}sham_T1w.nii.gz",
         "truth": f"{truth}truth_logjac.nii.gz",
+        "intensity": f"{truth}truth_intensity.nii.gz",
+        "native": f"derivatives/native/{name}/anat/{name}_T1w.nii.gz",
     }
 
 
-def _write_person(raw: Path, row: dict, study: Study, sham: bool) -> None:
-    """Write one person's scan and, where they exist, twin and truth or sham; skip what is there."""
+def _save(path: Path, values: np.ndarray, affine, step: float, note: dict) -> None:
+    about = {"SkullStripped": True, "Phantom": PHANTOM_VERSION, **note}
+    bids.save_volume(path, values, affine, about, step)
+
+
+@fields.one_thread
+def _write_person(raw: Path, row: dict, study: Study, kinds: tuple[str, ...]) -> None:
+    """Write one visit's scan and what else is asked of it; skip what is there.
+
+    In DS that is always the twin without disease (same seeds), the truth in the patient's grid:
+    log-Jacobian, and the intensity change of the noise-free volumes.
+    """
     torch.set_num_threads(1)
     paths, grid, seed = _paths(row), study.grid, study.cohort.seed
-    if (raw / paths["recorded"].replace(".nii.gz", ".json")).is_file():
+    done = bids.sidecar_of(raw / paths["recorded"])
+    if done.is_file():
         return
-    note = {"Seed": seed, "Number": row["number"]}
+    note = {"Seed": seed, "Number": row["number"], "SpatialReference": space.SPACE}
+    step = SITES[row["site"]][0] / 20000  # of the scanner's unit
     regions, shape = individual_velocities(row, seed)
     outline = fields.exponentiate(-shape)
     own = fields.compose(fields.exponentiate(-regions), outline)
     backward, grow = own, fields.exponentiate(shape)
     before = after = fields.compose(grow, fields.exponentiate(regions))
+    healthy = {**row, "factor": 0.0}
     if row["group"] == "DS":
-        disease, after = fields.fit_disease(row["stage"], row["factor"], regions, grow, before)
+        disease, after = fields.fit_disease(row["progress"], row["factor"], regions, grow, before)
         backward = fields.compose(fields.exponentiate(-regions - disease), outline)
         truth, note["FoldedVoxels"] = fields.log_jacobian(fields.compose(before, backward), grid)
-        _save(raw / paths["twin"], scan(own, row, study), grid, note)
-        _save(raw / paths["truth"], truth, grid, {**note, "Units": "log volume ratio"})
-    if sham:
-        rng = stream(seed, row["number"], "sham")
+    clean = render(backward, row, study, grid)
+    if row["group"] == "DS":
+        without = render(own, healthy, study, grid)
+        unit = {"Units": "log volume ratio, patient over twin"}
+        _save(raw / paths["twin"], scan(without, row, study), grid, step, note)
+        _save(raw / paths["truth"], truth, grid, LOG_STEP, {**note, **unit})
+        unit = {"Units": "white matter near 0.85, patient minus twin at the same voxel"}
+        _save(raw / paths["intensity"], clean - without, grid, LOG_STEP, {**note, **unit})
+    if "sham" in kinds:
+        rng = stream(seed, row, "sham")
         velocity = fields.sham_velocity(study.cohort.severity * fields.draw_factor(rng), rng)
         other = fields.compose(fields.exponentiate(-velocity), own)
-        _save(raw / paths["sham"], scan(other, row, study), grid, note)
+        volume = scan(render(other, row, study, grid), row, study)
+        _save(raw / paths["sham"], volume, grid, step, note)
+    if "native" in kinds:
+        volume, affine, to_mni = scan_native(backward, row, study)
+        posed = {**note, "SpatialReference": "native", "NativeToMNI": to_mni}
+        _save(raw / paths["native"], volume, affine, step, posed)
     note |= {"RegionMlBefore": fields.measure(before), "RegionMlAfter": fields.measure(after)}
     folded = int((fields.jacobian(backward, grid) <= 0).sum())
     note["FoldedVoxels"] = note.get("FoldedVoxels", 0) + folded
-    _save(raw / paths["recorded"], scan(backward, row, study), grid, note)
+    _save(raw / paths["recorded"], scan(clean, row, study), grid, step, note)
+
+
+def plan_visits(study: Study) -> list[tuple[dict, tuple[str, ...]]]:
+    """Return every visit's row, and which kinds of scan it gets beside the recorded one.
+
+    The last euploids get a sham, the first of each group a native scan; the last of each group
+    come a second time.
+    """
+    asked, people = study.cohort, draw_people(study.cohort)
+    visits = []
+    for group, extra in (("euploid", ()), ("DS", ("twin",))):
+        rows = people[people["group"] == group].to_dict("records")
+        shams = len(rows) - asked.sham if group == "euploid" else len(rows)
+        for place, row in enumerate(rows):
+            kinds = extra + ("sham",) * (place >= shams)
+            visits.append((row, kinds + ("native",) * (place < asked.native // 2)))
+        again = rows[max(len(rows) - asked.repeat, 0) :]
+        visits += [(revisit(asked, row), ()) for row in again]
+    return visits
 
 
 def make_cohort(root: Path, study: Study, processes: int = 2) -> None:
-    """Write the phantom cohort as BIDS into `raw`, with twins, shams and truth as derivatives.
+    """Write the phantom cohort as BIDS into `raw`; twins, shams, native scans, truth beside it.
 
-    The last `study.cohort.sham` euploids get a sham; a killed run goes on where it stopped, and
-    the files do not depend on the number of processes.
+    A killed run goes on where it stopped; files do not depend on the number of processes.
     """
     settings = {"cohort": record.plain(vars(study.cohort)), "grid": vars(study.grid)}
-    product = record.begin(root, "raw", "phantom", settings, (), ("phantom", "space"))
+    product = record.begin(root, "raw", "phantom", settings, (), ("phantom", "space", "bids"))
     if product.done:
         return
-    people = draw_people(study.cohort).to_dict("records")
-    first_sham = study.cohort.euploid - study.cohort.sham
-    shams = {row["participant_id"] for row in people[first_sham : study.cohort.euploid]}
+    visits = plan_visits(study)
     space.region_masks(LATTICE)  # one process fills the cache
     work = (
-        joblib.delayed(_write_person)(product.folder, row, study, row["participant_id"] in shams)
-        for row in people
+        joblib.delayed(_write_person)(product.folder, row, study, kinds) for row, kinds in visits
     )
     for done, _ in enumerate(joblib.Parallel(processes, return_as="generator")(work), start=1):
-        record.progress("phantom", done, len(people))
-    _write_tables(product.folder, people, shams)
+        record.progress("phantom", done, len(visits))
+    _write_tables(product.folder, visits)
     product.finish()
 
 
-def _write_tables(raw: Path, people: list[dict], shams: set[str]) -> None:
-    """Write participants.tsv (people, twins, shams), truth.tsv and the dataset descriptions."""
-    rows, truths = [], []
-    for row in people:
-        kinds = ["recorded"] + ["twin"] * (row["group"] == "DS")
-        kinds += ["sham"] * (row["participant_id"] in shams)
-        rows += [_as_kind(raw, row, kind) for kind in kinds]
-        truths.append(_truth_row(raw, row))
-    table = pd.DataFrame(rows).drop(columns=["number", "factor"])
-    record.write_text(raw / "participants.tsv", table.to_csv(sep="\t", index=False))
-    truth = pd.DataFrame(truths).to_csv(sep="\t", index=False, float_format="%.5g")
-    record.write_text(raw / "derivatives/truth/truth.tsv", truth)
+def _write_tables(raw: Path, visits: list[tuple[dict, tuple[str, ...]]]) -> None:
+    """Write participants.tsv (every kind of scan), truth.tsv and the dataset descriptions."""
+    rows = [
+        _as_kind(raw, row, kind)
+        for row, kinds in visits
+        for kind in (row["kind"], *kinds)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).drop(columns=list(HIDDEN))
+    bids.write_table(raw / "participants.tsv", table)
+    truth = pd.DataFrame([_truth_row(raw, row) for row, _ in visits])
+    bids.write_table(raw / "derivatives/truth/truth.tsv", truth)
     record.write_json(raw / "participants.json", COLUMNS)
-    for folder, name, kind in (
-        (raw, "dsnb digital phantom cohort", "raw"),
-        (raw / "derivatives/truth", "Truth of the digital phantom cohort", "derivative"),
-    ):
-        about = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": kind}
-        about["GeneratedBy"] = [{"Name": "dsnb.phantom", "Version": PHANTOM_VERSION}]
-        record.write_json(folder / "dataset_description.json", about)
+    bids.describe(raw, "dsnb digital phantom cohort")
+    for kind in ("truth", "native"):
+        name = f"Digital phantom cohort: {kind}"
+        bids.describe(raw / "derivatives" / kind, name, "bids:raw")
 
 
 COLUMNS = {
     "family": {"Description": "key of the split; a twin or sham shares its original's"},
-    "kind": {"Description": "recorded, twin (same seeds, no disease) or sham (random field)"},
+    "kind": {
+        "Description": "recorded; twin (same seeds, no disease); sham (random field); repeat (a "
+        "second visit); native (the same scan in the scanner's own space)"
+    },
     "origin": {"Description": "participant_id of the original"},
     "age": {"Units": "years"},
+    "cohort": {"Description": "PUBLIC, CLINIC or EXTERNAL; each has sites of its own"},
     "motion": {"Units": "mm", "Description": "motion blur, SD"},
     "tiv_ml": {"Units": "ml", "Description": "native head size, metadata only"},
     "head_ap": {"Description": "native length over the template's; _lr width, _si height"},
@@ -191,23 +166,27 @@ COLUMNS = {
 
 
 def _as_kind(raw: Path, row: dict, kind: str) -> dict:
-    """Return a person's row of participants.tsv as recorded, twin or sham."""
-    path = _paths(row)[kind]
+    """Return a visit's row of participants.tsv as one kind of scan."""
+    path = _paths(row)["recorded" if kind == "repeat" else kind]
     files = {"t1w": path, "sha": record.digest(raw / path)}
-    if kind == "recorded":
+    if kind in ("recorded", "repeat"):
         return {**row, **files}
-    healthy = {"group": "euploid", "stage": "n/a", "disability": "n/a", "cognition": "n/a"}
     name = row["participant_id"]
-    return {**row, **healthy, **files, "participant_id": name + kind, "kind": kind, "origin": name}
+    changed = {**files, "participant_id": name + kind, "kind": kind, "origin": name}
+    if kind == "twin":
+        changed |= {"group": "euploid", "stage": "n/a", "disability": "n/a", "cognition": "n/a"}
+    return {**row, **changed}
 
 
 def _truth_row(raw: Path, row: dict) -> dict:
-    """Return one person's factor, folded voxels and region ml before, after and wanted."""
-    sidecar = json.loads((raw / _paths(row)["recorded"].replace(".nii.gz", ".json")).read_text())
+    """Return one visit's hidden numbers, folded voxels and region ml before, after and wanted."""
+    sidecar = json.loads(bids.sidecar_of(raw / _paths(row)["recorded"]).read_text())
     before, after = np.array(sidecar["RegionMlBefore"]), np.array(sidecar["RegionMlAfter"])
-    wanted = before * np.exp(fields.targets(row["stage"], row["factor"]))
-    truth = {"participant_id": row["participant_id"], "stage": row["stage"]}
-    truth |= {"factor": row["factor"], "folded_voxels": sidecar["FoldedVoxels"]}
+    sick = row["group"] == "DS"
+    wanted = before * np.exp(fields.targets(row["progress"], row["factor"]) if sick else 0)
+    truth = {name: row[name] for name in ("participant_id", "stage", *HIDDEN[1:])}
+    truth |= {"onset_years": truth["onset_years"] if sick else "n/a"}
+    truth |= {"folded_voxels": sidecar["FoldedVoxels"]}
     for name, *values in zip(space.REGIONS, before, after, wanted):
         truth |= {f"{name}_{when}": v for when, v in zip(("before", "after", "wanted"), values)}
     return truth
@@ -216,17 +195,16 @@ def _truth_row(raw: Path, row: dict) -> dict:
 def summarise(root: Path, study: Study) -> dict:
     """Return the 01 page's numbers: people, folding, and wanted against reached region changes."""
     record.require(root, "raw")
-    read = {"sep": "\t", "keep_default_na": False}
-    people = pd.read_csv(root / "raw/participants.tsv", **read)
-    truth = pd.read_csv(root / "raw/derivatives/truth/truth.tsv", **read)
+    people, truth = (
+        bids.typed(bids.read_table(root / "raw" / name))
+        for name in ("participants.tsv", "derivatives/truth/truth.tsv")
+    )
     recorded = people[people["kind"] == "recorded"]
-    sidecars = [root / "raw" / t1w.replace(".nii.gz", ".json") for t1w in recorded["t1w"]]
-    folded = sum(json.loads(path.read_text())["FoldedVoxels"] for path in sidecars)
     regions = region_rows(truth)
     counts = recorded["group"].value_counts()
     headline = {
         "subjects": len(recorded), "euploid": int(counts.get("euploid", 0)),
-        "ds": int(counts.get("DS", 0)), "folded_voxels": folded,
+        "ds": int(counts.get("DS", 0)), "folded_voxels": int(truth["folded_voxels"].sum()),
         "target_error_points": max(row["gap_points"] for row in regions),
         "phantom_version": PHANTOM_VERSION,
     }  # fmt: skip

