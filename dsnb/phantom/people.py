@@ -15,7 +15,7 @@ TRAITS = pd.DataFrame(
         "hippocampus": (0.10, -0.035, 0.0), "amygdala": (0.09, -0.025, 0.03),
         "parahippocampal": (0.08, -0.020, 0.0), "frontal": (0.07, -0.030, -0.01),
         "superior_temporal": (0.07, -0.025, -0.01), "lentiform": (0.09, -0.015, 0.01),
-        "ventricles": (0.40, 0.11, 0.08), "corpus_callosum": (0.10, -0.020, -0.02),
+        "ventricles": (0.36, 0.11, 0.08), "corpus_callosum": (0.10, -0.020, -0.02),
         "thalamus": (0.09, -0.015, 0.0), "caudate": (0.09, -0.015, 0.0),
         "temporal": (0.07, -0.025, 0.0), "parietal": (0.07, -0.035, -0.01),
         "occipital": (0.07, -0.015, 0.0), "white_matter": (0.03, -0.012, 0.0),
@@ -31,6 +31,7 @@ FAMILIES = (
     ("white_matter", "corpus_callosum"),
 )
 COMMON, KIN, VENTRICLES_COMMON = 0.5, 0.45, -0.4  # loadings
+WIDEST = 2.0  # SD: nobody's region lies farther out, so that nothing folds
 # Shape between people, velocity SD in mm at each width (SD, mm): what keeps every volume
 # (swirls, down to the width of a gyrus) and what does not. Chosen with the widths of the spectrum
 # of 46 open scans in view (page 01). [E]
@@ -39,8 +40,8 @@ WANDER_MM = ((0.6, 28.0),)
 AXES_SD = 0.016  # stretch of each axis
 DS_VARIABILITY = 1.2  # DS groups vary more than euploids, facts 2.1 [E]
 ONSET_YEARS, ONSET_SD, PRODROMAL_YEARS, SURVIVAL_YEARS = 53.8, 6.0, 3.5, 4.6  # facts 2.2
-# Atrophy goes on without steps: years since onset at which `fields.targets` reads 0, 1, 2, 2.5. [E]
-PROGRESS_YEARS = (-7.0, -1.75, 2.3, 4.3)
+# Atrophy goes on without steps: years since onset at which `fields.targets` reads 0, 1, 2, 2.2. [E]
+PROGRESS_YEARS = (-7.0, -1.75, 2.3, 3.1)
 REPEAT_YEARS = 16 / 12  # between two visits, as in ABC-DS (facts 4)
 # Level of intellectual disability: mean cognition and share of missing scores; floor at 0. [E]
 ABILITY = {"mild": (70, 0.05), "moderate": (52, 0.08), "severe": (30, 0.35)}
@@ -108,7 +109,7 @@ def _condition(rng: np.random.Generator, person: dict, age: float) -> dict:
     return {
         "age": round(age, 1),
         "stage": space.STAGES[stage],
-        "progress": float(np.interp(ill, PROGRESS_YEARS, (0, 1, 2, 2.5))),
+        "progress": float(np.interp(ill, PROGRESS_YEARS, (0, 1, 2, 2.2))),
         "cognition": "n/a" if rng.random() < missing else round(float(score), 1),
     }
 
@@ -156,7 +157,7 @@ def draw_regions(rng: np.random.Generator) -> np.ndarray:
     deviations = [found.get(name, 0) + alone * own[k] for k, name in enumerate(space.REGIONS)]
     k = space.REGIONS.index("ventricles")
     deviations[k] = VENTRICLES_COMMON * common + np.sqrt(1 - VENTRICLES_COMMON**2) * own[k]
-    return np.array(deviations)
+    return np.clip(deviations, -WIDEST, WIDEST)
 
 
 def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
