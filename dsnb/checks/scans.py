@@ -64,10 +64,10 @@ def _check_dims(header: nib.Nifti1Header, where: str, bytes_on_disk: int) -> tup
     voxels, declared = math.prod(dims), math.prod(dims) * dtype.itemsize
     if voxels > MAX_VOXELS:
         fix = "check the header, or crop the scan"
-        raise BadInput("E-SIZE", where, "its voxels", voxels, f"at most {MAX_VOXELS}", fix)
+        raise BadInput("E-SIZE", where, "number of voxels", voxels, f"at most {MAX_VOXELS}", fix)
     if declared > max(MIN_BOMB_BYTES, MAX_INFLATION * bytes_on_disk):
-        expected = f"at most {MAX_INFLATION} times the {bytes_on_disk} on disk"
-        raise BadInput("E-SIZE", where, "its bytes", declared, expected, FETCH)
+        expected = f"at most {MAX_INFLATION} times the {bytes_on_disk} bytes on disk"
+        raise BadInput("E-SIZE", where, "size by its header", declared, expected, FETCH)
     return dims[:3]
 
 
@@ -135,7 +135,9 @@ def _read_header(file: BinaryIO, where: str) -> nib.Nifti1Header:
     if block[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
         block, kind = block + file.read(192), nib.Nifti2Header
     if len(block) < kind.sizeof_hdr:
-        raise BadInput("E-TRUNC", where, "its bytes", len(block), f"{kind.sizeof_hdr}", FETCH)
+        raise BadInput(
+            "E-TRUNC", where, "its header", f"{len(block)} bytes", f"{kind.sizeof_hdr} bytes", FETCH
+        )
     header = kind(block, check=False)
     placed = 0 <= float(header["vox_offset"]) < MIN_BOMB_BYTES
     if header["magic"].item()[:3] not in (b"n+1", b"n+2") or not placed:
@@ -157,7 +159,7 @@ def _read_voxels(file: BinaryIO, wanted: int, where: str) -> bytearray:
     if len(data) < wanted or cut:
         seen = f"{len(data)} bytes" + ", no checksum" * (len(data) == wanted)
         expected = f"{wanted} bytes" + " and a checksum" * cut
-        raise BadInput("E-TRUNC", where, "its voxels", seen, expected, FETCH)
+        raise BadInput("E-TRUNC", where, "voxel data", seen, expected, FETCH)
     if behind >= MIN_BOMB_BYTES:
         raise BadInput("E-SIZE", where, "bytes behind its voxels", behind, "none", FETCH)
     return data

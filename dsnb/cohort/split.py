@@ -38,16 +38,13 @@ def check_stated(table: pd.DataFrame) -> list[BadInput]:
 
 def find_leaks(table: pd.DataFrame) -> list[BadInput]:
     """Return E-LEAK for every family, person or scan content that stands on two sides."""
-    problems = []
-    sides = table["split"].replace(SAME_SIDE)
-    for key in ("family", "voxels"):
-        if key not in table:
-            continue
-        for value, rows in table.groupby(key):
-            if sides[rows.index].nunique() > 1:
-                where, field, fix = "participants.tsv", f"split of {key} {value}", "put it on one"
-                seen, expected = dict(zip(rows["t1w"], rows["split"])), "one side"
-                problems.append(BadInput("E-LEAK", where, field, seen, expected, fix))
+    problems, sides = [], table["split"].replace(SAME_SIDE)
+    for key in table.columns.intersection(["family", "voxels"]):
+        count = sides.groupby(table[key]).nunique()
+        for value in count.index[count > 1]:
+            rows, field = table[table[key] == value], f"split of {key} {value}"
+            seen, expected, fix = dict(zip(rows["t1w"], rows["split"])), "one side", "put it on one"
+            problems.append(BadInput("E-LEAK", "participants.tsv", field, seen, expected, fix))
     return problems
 
 
