@@ -1,12 +1,13 @@
 """Who takes part is checked in one report, and nobody's family stands on two sides of a split."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dsnb import bids, cohort, config, record
+from dsnb import bids, checks, cohort, config, dataset, record
 from dsnb.checks import BadInput
 from dsnb.space import DS_SPLITS, EUPLOID_SPLITS
 
@@ -75,6 +76,112 @@ def test_people_without_scan_are_listed(tmp_path, capsys):
     assert "sub-lost" not in cohort.load(tmp_path)["participant_id"].tolist()
     said = capsys.readouterr().err
     assert "E-NOSCAN" in said and "sub-lost" in said
+
+
+def add_sessions(raw, name: str, *sessions: str) -> None:
+    """Replace a person's scan by one of each session."""
+    (raw / name / "anat" / f"{name}_T1w.nii.gz").unlink()
+    for seed, session in enumerate(sessions):
+        volume = np.random.default_rng(100 + seed).random((6, 6, 6)).astype(np.float32)
+        path = raw / name / f"ses-{session}" / "anat" / f"{name}_ses-{session}_T1w.nii.gz"
+        bids.save_volume(path, volume, np.eye(4))
+
+
+def test_later_sessions_become_repeats(tmp_path):
+    """The earliest session is the person; later ones stand beside, in family, out of splits."""
+    raw, _ = tmp_path / "raw", make_raw(tmp_path / "raw")
+    add_sessions(raw, "sub-004", "10", "2")
+    cohort.gather(tmp_path, STUDY, raw)
+    table = cohort.load(tmp_path).set_index("participant_id")
+    first, later = table.loc["sub-004"], table.loc["sub-004ses10"]
+    assert (first["session"], first["kind"], later["session"], later["kind"]) == (
+        "2", "recorded", "10", "repeat",
+    )  # fmt: skip
+    assert later["origin"] == "sub-004" and later["family"] == first["family"]
+    assert later["split"] == "repeat" and first["split"] in EUPLOID_SPLITS
+    assert not [name for name in table.index if name.startswith("sub-004ses10") and "p" in name]
+    assert len(dataset.select(table.reset_index(), "euploid", "repeat", kind="repeat")) == 1
+    assert cohort.summarise(tmp_path)["headline"]["subjects"] == 12
+
+
+def test_rows_of_sessions_bring_their_own_age(tmp_path):
+    """Sessions are ordered by age where the table has a row for each; one without is left out."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw").assign(session="n/a")
+    add_sessions(raw, "sub-004", "post", "pre", "third")
+    rows = pd.concat([table.iloc[[3]].assign(session=f"ses-{s}", age=a)
+                      for s, a in (("post", 35.5), ("pre", 33.0))])  # fmt: skip
+    bids.write_table(raw / "participants.tsv", pd.concat([table.drop(index=3), rows]))
+    folder = cohort.read_folder(raw)
+    people = folder.people.set_index("participant_id")
+    assert folder.problems == [] and people.loc["sub-004", "session"] == "pre"
+    assert people.loc["sub-004sespost", "age"] == "35.5"
+    assert folder.excluded[["participant_id", "code"]].to_numpy().tolist() == [
+        ["sub-004", "E-SESSION"],
+    ]  # fmt: skip
+    bids.write_table(raw / "participants.tsv", pd.concat([table.drop(index=3), rows]).assign(
+        sex=["F"] * 12 + ["M"]))  # fmt: skip
+    assert [problem.code for problem in cohort.read_folder(raw).problems] == ["E-PERSON"]
+
+
+def test_names_that_we_give_are_nobodys(tmp_path):
+    """A repeat, planted or sham row never takes the name of another person."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
+    write_scan(raw, "sub-004planted", 99)
+    more = table.iloc[[0]].assign(participant_id="sub-004planted")
+    bids.write_table(raw / "participants.tsv", pd.concat([table, more]))
+    with pytest.raises(BadInput, match="E-ID.*sub-004planted"):
+        cohort.gather(tmp_path, STUDY, raw)
+
+
+def test_unchanged_scans_are_not_read_again(tmp_path, monkeypatch):
+    """A second check looks at size, time and inode; whatever differs is read, `full` reads all."""
+    raw, _ = tmp_path / "raw", make_raw(tmp_path / "raw")
+    read, whole = [], checks.examine
+
+    def counted(path, inside):
+        read.append(path.name)
+        return whole(path, inside)
+
+    def reads(**asked) -> int:
+        read.clear()
+        assert cohort.check(raw, root=tmp_path, **asked) == first
+        return len(read)
+
+    first = cohort.check(raw)
+    monkeypatch.setattr(checks, "examine", counted)
+    assert (reads(), reads(), reads(full=True), reads()) == (12, 0, 12, 0)
+    path = raw / "sub-002" / "anat" / "sub-002_T1w.nii.gz"
+    stamp = path.stat()
+    path.with_name("aside").write_bytes(path.read_bytes())
+    path.with_name("aside").replace(path)  # the same bytes and time in another inode
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (reads(), read) == (1, [path.name])
+    path.write_bytes(path.read_bytes()[:-8])
+    assert [entry["code"] for entry in cohort.check(raw, root=tmp_path)["problems"]] == ["E-TRUNC"]
+
+
+def test_raw_data_changed_since_the_import_is_refused(tmp_path):
+    """Training and preparing refuse a scan or table that is no longer the one imported."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
+    root, path = tmp_path / "root", raw / "sub-002" / "anat" / "sub-002_T1w.nii.gz"
+    cohort.gather(root, STUDY, raw)
+    before, people = path.read_bytes(), (raw / "participants.tsv").read_bytes()
+    manifest = bids.read_table(root / "cohort" / "manifest.tsv")
+    assert manifest["sha"].tolist() == [record.digest(raw / name) for name in manifest["path"]]
+    path.touch()
+    assert len(dataset.load_table(root, "cohort")) == len(cohort.load(root))
+    write_scan(raw, "sub-002", 77)
+    for load in (lambda: cohort.load(root), lambda: dataset.load_table(root, "cohort")):
+        with pytest.raises(BadInput, match="E-CHANGED sub-002/anat/sub-002_T1w.nii.gz"):
+            load()
+    path.write_bytes(before)
+    cohort.load(root)
+    bids.write_table(raw / "participants.tsv", table.assign(age=31.0))
+    with pytest.raises(BadInput, match="E-CHANGED participants.tsv"):
+        cohort.load(root)
+    (raw / "participants.tsv").write_bytes(people)
+    raw.rename(tmp_path / "elsewhere")
+    assert len(cohort.load(root))
 
 
 def spoil_everything(raw) -> None:

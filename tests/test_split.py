@@ -59,7 +59,7 @@ def test_1000_random_cohorts_have_no_leak():
         shams = {row["family"] for row in rows if row["kind"] == "sham"}
         for row in rows:
             allowed = DS_SPLITS if row["group"] == "DS" else EUPLOID_SPLITS
-            assert row["split"] in (BESIDE[row["kind"]] if row["kind"] in BESIDE else allowed)
+            assert row["split"] in BESIDE.get(row["kind"], allowed)
             if row["kind"] == "recorded" and row["family"] in shams:
                 assert row["split"] == "test"
 
