@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import malformed
+import nibabel as nib
 import numpy as np
 import pytest
 from malformed import CORPUS, make, make_folder, scan_path, values, write_scan
@@ -66,6 +67,19 @@ def test_d04_single_volume_is_noted(tmp_path):
     write_scan(scan_path(raw, "sub-01"), make(values(shape=(16, 18, 20, 1)), malformed.native(0)))
     report = cohort.check(raw)
     assert report["verdict"] == "accepted" and report["counts"]["squeezed to 3D"] == 1
+
+
+def test_odd_but_sound_scans_are_accepted(tmp_path):
+    """Falls: that LAS axes, big-endian bytes and a name that is not ASCII are no faults."""
+    raw = make_folder(tmp_path / "raw")
+    las = malformed.FLIPPED_AXIS @ malformed.native(0)
+    header = nib.Nifti1Header(endianness=">")
+    header.set_xyzt_units("mm")
+    image = nib.Nifti1Image(values(), las, header)
+    scan_path(raw, "sub-01").unlink()
+    write_scan(raw / "sub-01/anat/sub-01_acq-größe_T1w.nii.gz", image.to_bytes())
+    report = cohort.check(raw)
+    assert report["verdict"] == "accepted" and report["warnings"] == []
 
 
 def test_d14_native_cohorts_may_differ(tmp_path):

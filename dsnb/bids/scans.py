@@ -80,7 +80,7 @@ def _choose(found: pd.DataFrame, problems: list[BadInput], chosen: Collection) -
         kept.append(several)
         if len(several) > 1:
             expected = "one T1w a session"
-            fix = "name the one to use in a column t1w of participants.tsv, or leave it alone there"
+            fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
             seen = several["t1w"].tolist()
             problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
     return pd.concat(kept, ignore_index=True) if kept else found

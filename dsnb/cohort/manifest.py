@@ -126,11 +126,13 @@ def find_mixture(manifest: pd.DataFrame, sites: pd.Series) -> tuple[list, list]:
         odd = next((mask for mask in (coarse, off) if 0 < mask.sum() <= most), None)
         where, seen = f"site {site}", kinds.to_dict()
         if odd is not None and len(scans) >= FEW:
-            where, fix = ", ".join(scans["path"][odd]), "replace them, or give them their own site"
-            problems.append(BadInput("E-MIXED", where, "grids", seen, "the site's one", fix))
+            where, fix = ", ".join(scans["path"][odd]), "replace them, or state a site of their own"
+            problems.append(
+                BadInput("E-MIXED", where, "one of the grids", seen, "that of the site", fix)
+            )
         elif len(kinds) > 1:
-            fix = "nothing, if the protocol had changed"
-            warnings.append(BadInput("W-MIXED", where, "grids", seen, "one a site", fix))
+            fix = "nothing, if its protocol changed"
+            warnings.append(BadInput("W-MIXED", where, "its grids", seen, "one", fix))
     return problems, warnings
 
 

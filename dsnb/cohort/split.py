@@ -43,7 +43,11 @@ def find_leaks(table: pd.DataFrame) -> list[BadInput]:
         count = sides.groupby(table[key]).nunique()
         for value in count.index[count > 1]:
             rows, field = table[table[key] == value], f"split of {key} {value}"
-            seen, expected, fix = dict(zip(rows["t1w"], rows["split"])), "one side", "put it on one"
+            seen, expected, fix = (
+                dict(zip(rows["t1w"], rows["split"])),
+                "one side",
+                "put all on one side",
+            )
             problems.append(BadInput("E-LEAK", "participants.tsv", field, seen, expected, fix))
     return problems
 
