@@ -75,7 +75,21 @@ def test_no_flipped_byte_passes(tmp_path):
             assert problem.code in {"E-CRC", "E-TRUNC", "E-FORMAT"}, place
 
 
-UNIT, EXTENDER, DESCRIP = 123, 348, 148
+def test_no_header_crashes_the_reader(tmp_path):
+    """Whatever bytes of a header are noise, the scan is read or refused, never a traceback."""
+    rng, path, sound = np.random.default_rng(0), tmp_path / "scan.nii", make()
+    for _ in range(500):
+        content = bytearray(sound)
+        content[rng.integers(0, 348)] = rng.integers(256)
+        content[rng.integers(40, 328)] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            assert np.isfinite(checks.read_nifti(path)[0]).all()
+        except BadInput as problem:
+            assert problem.code.startswith("E-")
+
+
+UNIT, DESCRIP = 123, 148
 ODD = {
     "W-UNITS": malformed.patched(UNIT, "b", 0),
     "W-DTYPE": make(malformed.values().astype(np.float64)),

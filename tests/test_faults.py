@@ -170,6 +170,16 @@ def test_all_faults_at_once(tmp_path):
     assert cohort.as_text(report).count("\n") == len(codes) + 1
 
 
+def test_a_broken_table_hides_no_broken_scan(tmp_path):
+    """Falls: that one report is enough where the table cannot be read, or lacks a person."""
+    raw = make_folder(tmp_path / "raw")
+    CORPUS["D03 last 8 bytes missing"].spoil(raw)
+    malformed.edit_table("sub-01\t30\tF\tcontrol\n", "")(raw)
+    assert {entry["code"] for entry in cohort.check(raw)["problems"]} == {"E-NOROW", "E-TRUNC"}
+    (raw / "participants.tsv").unlink()
+    assert {entry["code"] for entry in cohort.check(raw)["problems"]} == {"E-NOTABLE", "E-TRUNC"}
+
+
 def test_the_guide_knows_every_row_and_code():
     """Falls: that a user finds every refusal of the folder's checks in the book."""
     text = GUIDE.read_text()

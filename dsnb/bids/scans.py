@@ -34,7 +34,7 @@ def find_t1w(raw: Path, chosen: Collection[str] = ()) -> tuple[pd.DataFrame, lis
         person, *session = wanted.parts[:-2]
         key = (person, session[0].removeprefix("ses-") if session else MISSING)
         stem = re.escape(wanted.name.split("_T1w")[0])
-        rule = stem + r"(_(?!sub-|ses-)[a-z]+-\w+)*_T1w\.nii(\.gz)?"
+        rule = stem + r"(_[a-z]+-\w+)*_T1w\.nii(\.gz)?"
         if relative.parent != wanted.parent or not re.fullmatch(rule, path.name):
             if T1W_LIKE.search(path.name):
                 odd.append((key, relative, str(wanted)))

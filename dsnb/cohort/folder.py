@@ -82,14 +82,17 @@ def read_folder(raw: Path, full: bool = False, root: Path | None = None) -> Fold
     found, wrong = bids.find_t1w(raw, set(people.get("t1w", ())))
     problems += wrong
     if people.empty:
+        problems += survey(raw, found["t1w"].tolist(), root, full)[1]
         return _refuse(*problems or [_nobody(raw)])
-    if strangers := sorted(set(found["participant_id"]) - set(people["participant_id"])):
-        fix = "add their rows, or move the scans away"
-        problems.append(BadInput("E-NOROW", TABLE, "rows missing", strangers, "a row each", fix))
+    strange = found[~found["participant_id"].isin(people["participant_id"])]
+    if len(strange):
+        seen, fix = sorted(set(strange["participant_id"])), "add their rows, or move the scans away"
+        problems.append(BadInput("E-NOROW", TABLE, "rows missing", seen, "a row each", fix))
     table, excluded = _match(people, found)
     if table.empty and not problems:
         problems.append(_nobody(raw))
-    manifest, unsound, warnings = survey(raw, table["t1w"].tolist(), root, full)
+    paths = [*table["t1w"], *strange["t1w"]]
+    manifest, unsound, warnings = survey(raw, paths, root, full)
     by_path = manifest.set_index("path")
     table["sha"], table["voxels"] = (table["t1w"].map(by_path[name]) for name in ("sha", "voxels"))
     sites = manifest["path"].map(table.set_index("t1w")["site"])

@@ -112,5 +112,11 @@ def summarise(root: Path) -> dict:
         **dict.fromkeys(phantom_only),
     }
     reasons = dict.fromkeys(phantom_only, "a real cohort: nothing was drawn by the phantom")
-    kinds = people["kind"].value_counts().to_dict()
-    return {"headline": headline, "tables": {"kinds": kinds, "reasons": reasons}, "timing": {}}
+    scans, out = (bids.read_table(root / "cohort" / f"{n}.tsv") for n in ("manifest", "exclusions"))
+    tables = {
+        "kinds": people["kind"].value_counts().to_dict(),
+        "left_out": out["code"].value_counts().to_dict(),
+        "notes": scans.loc[scans["notes"] != bids.MISSING, "notes"].value_counts().to_dict(),
+        "reasons": reasons,
+    }
+    return {"headline": headline, "tables": tables, "timing": {}}
