@@ -33,7 +33,7 @@ def doubt_header(header: Header, affine: np.ndarray, extended: bool, where: str)
          f"{USUAL_MM[0]} to {USUAL_MM[1]} mm", "check the unit"),
         ("W-SHEAR", np.abs(turn.T @ turn - np.eye(3)).max() > SHEAR, "angle of its axes",
          "sheared", "90 degrees", look),
-        ("W-QFORM", moved > 1, "sform, qform", f"up to {moved:.3g} apart", "one place",
+        ("W-QFORM", moved > 1, "sform, qform", f"up to {moved:.3g} mm apart", "one place",
          "we take the sform"),
     ]  # fmt: skip
     return [BadInput(code, where, *said) for code, wrong, *said in rules if wrong]

@@ -147,20 +147,23 @@ def _match(people: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.
         kind=np.where(later, "repeat", "recorded"),
     )
     given = set(zip(person, both["session_row"]))
+    return table, _list_left_out(people, found, given, set(both["t1w"]))
+
+
+def _list_left_out(people: pd.DataFrame, found: pd.DataFrame, given: set, used: set):
+    """Return who is not in `given` (person, session) and which scan of a person is not `used`."""
     left_out = [
-        (who, "E-NOSCAN", "no T1w scan" + f" of session {session}" * (session != MISSING))
-        for who, session in zip(people["participant_id"], people["session"])
-        if (who, session) not in given
+        (person, "E-NOSCAN", "no T1w scan" + f" of session {session}" * (session != MISSING))
+        for person, session in zip(people["participant_id"], people["session"])
+        if (person, session) not in given
     ]
     known = found["participant_id"].isin(people["participant_id"])
     left_out += [
-        (who, "E-SESSION", f"session {session}: the table has no row for it")
-        for who, session in found.loc[
-            known & ~found["t1w"].isin(both["t1w"]), ["participant_id", "session"]
-        ].to_numpy()
+        (person, "E-SESSION", f"session {session}: the table has no row for it")
+        for person, session, scan in found[known].itertuples(index=False)
+        if scan not in used
     ]
-    columns = ["participant_id", "code", "reason"]
-    return table, pd.DataFrame(left_out, columns=columns, dtype=object)
+    return pd.DataFrame(left_out, columns=["participant_id", "code", "reason"], dtype=object)
 
 
 def _check_people(people: pd.DataFrame, table: pd.DataFrame) -> list[BadInput]:
