@@ -5,17 +5,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dsnb import bids, record
+from dsnb import bids, cohort, record
 from dsnb.checks import BadInput
 from dsnb.space import DS_SPLITS, EUPLOID_SPLITS, GROUPS
 
 OWN_PEOPLE = ("recorded", "planted")
-SPLITS = frozenset((*EUPLOID_SPLITS, *DS_SPLITS, "truth", "sham"))
+SPLITS = frozenset((*EUPLOID_SPLITS, *DS_SPLITS, *cohort.BESIDE.values()))
 
 
 def load_table(root: Path, product: str = "prepared") -> pd.DataFrame:
-    """Return a finished product's participants.tsv, typed; row i belongs to volume i."""
+    """Return a finished product's participants.tsv, typed; row i belongs to volume i.
+
+    Refuses (E-CHANGED) raw scans or tables that differ from what was imported.
+    """
     record.require(root, product)
+    cohort.verify(root)
     return bids.typed(bids.read_table(root / product / "participants.tsv"))
 
 
@@ -41,7 +45,7 @@ def select(
 ) -> np.ndarray:
     """Return the row numbers of a group in some splits (all where none is named).
 
-    Only recorded and planted people, unless `kind` asks for twins or shams. An unknown group or
+    Only recorded and planted people, unless `kind` asks for others. An unknown group or
     split is refused, since it would otherwise select nobody in silence.
     """
     unknown = {*splits} - SPLITS | {group} - {*GROUPS}

@@ -1,12 +1,13 @@
 """Who takes part is checked in one report, and nobody's family stands on two sides of a split."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dsnb import bids, cohort, config, record
+from dsnb import bids, checks, cohort, config, dataset, record
 from dsnb.checks import BadInput
 from dsnb.space import DS_SPLITS, EUPLOID_SPLITS
 
@@ -27,83 +28,6 @@ def make_raw(raw, people: int = 12, group: str = "control") -> pd.DataFrame:
     table = pd.DataFrame({"participant_id": names, "age": 30.0, "sex": "F", "group": group})
     bids.write_table(raw / "participants.tsv", table)
     return table
-
-
-def draw_people(rng: np.random.Generator) -> pd.DataFrame:
-    """Draw a random cohort: families of one to four of either group, some with a sham."""
-    rows = []
-    for family in range(rng.integers(1, 40)):
-        for _ in range(rng.integers(1, 5)):
-            group = "DS" if rng.random() < 0.3 else "euploid"
-            rows.append({"family": f"f{family}", "group": group, "kind": "recorded"})
-        if rng.random() < 0.1:
-            rows.append({"family": f"f{family}", "group": "euploid", "kind": "sham"})
-    table = pd.DataFrame(rows)
-    table["participant_id"] = [f"sub-{k}" for k in range(len(table))]
-    table["age"] = rng.uniform(18, 70, len(table))
-    return table.assign(
-        sex=rng.choice(["F", "M"], len(table)), site=rng.choice(["a", "b"], len(table))
-    )
-
-
-def test_families_are_never_split():
-    """In 150 random cohorts no family stands on two sides, and a sham's family is tested."""
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        table = draw_people(rng)
-        table["split"] = cohort.assign_splits(table, STUDY.cohort)
-        recorded = table[table["kind"] == "recorded"]
-        sides = recorded["split"].replace(SIDES).groupby(recorded["family"]).nunique()
-        assert sides.max() == 1
-        shams = set(table.loc[table["kind"] == "sham", "family"])
-        assert set(recorded.loc[recorded["family"].isin(shams), "split"]) <= {"test"}
-        assert set(recorded.loc[recorded["group"] == "DS", "split"]) <= {*DS_SPLITS}
-        assert set(recorded.loc[recorded["group"] == "euploid", "split"]) <= {*EUPLOID_SPLITS}
-
-
-def alone(people: int) -> pd.DataFrame:
-    """Return unrelated euploids, half of them women, at two sites, 20 to 70 years old."""
-    rng = np.random.default_rng(1)
-    names = [f"sub-{k:04d}" for k in range(people)]
-    return pd.DataFrame(
-        {
-            "participant_id": names, "family": names, "group": "euploid", "kind": "recorded",
-            "age": rng.uniform(20, 70, people), "sex": np.where(np.arange(people) % 2, "F", "M"),
-            "site": rng.choice(["a", "b"], people, p=[0.7, 0.3]),
-        }
-    )  # fmt: skip
-
-
-def test_shares_hold_and_strata_are_balanced():
-    """400 people are dealt 200 / 20 / 60 / 60 / 60, alike in age, sex and site."""
-    table = alone(400)
-    table["split"] = cohort.assign_splits(table, STUDY.cohort)
-    assert table["split"].value_counts().to_dict() == dict(
-        zip(EUPLOID_SPLITS, (200, 20, 60, 60, 60))
-    )
-    for name in ("fit", "scale", "calibration", "test"):
-        part = table[table["split"] == name]
-        assert abs((part["sex"] == "F").mean() - 0.5) < 0.05
-        assert abs((part["site"] == "a").mean() - (table["site"] == "a").mean()) < 0.05
-        assert abs(part["age"].mean() - table["age"].mean()) < 2.5
-
-
-def test_splits_depend_on_seed_and_people_only():
-    """The same people get the same split in any order; another seed deals anew."""
-    table = alone(60)
-    first = dict(zip(table["participant_id"], cohort.assign_splits(table, STUDY.cohort)))
-    mixed = table.sample(frac=1, random_state=3)
-    again = dict(zip(mixed["participant_id"], cohort.assign_splits(mixed, STUDY.cohort)))
-    assert first == again
-    other = config.replace(STUDY.cohort, seed=2)
-    assert list(first.values()) != cohort.assign_splits(table, other)
-
-
-@pytest.mark.parametrize("people", [0, 1, 3, 5, 12, 46, 400])
-def test_quotas_sum_and_leave_no_split_empty(people):
-    """Every split gets somebody as soon as there are people enough."""
-    counts = cohort.quota(np.array(STUDY.cohort.euploid_split, float), people)
-    assert counts.sum() == people and (people < 5 or counts.min() >= 1)
 
 
 def test_folder_without_ds_gets_planted_and_sham(tmp_path):
@@ -141,24 +65,123 @@ def test_folder_with_ds_plants_nothing(tmp_path):
     assert set(written.loc[written["group"] == "DS", "split"]) == set(DS_SPLITS)
 
 
-def test_people_without_scan_and_later_sessions_are_listed(tmp_path, capsys):
+def test_people_without_scan_are_listed(tmp_path, capsys):
     """Whoever is left out stands in exclusions.tsv with a reason, and the user is told."""
     raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
     lost = table.iloc[[0]].assign(participant_id="sub-lost")
     bids.write_table(raw / "participants.tsv", pd.concat([table, lost]))
-    for seed, session in enumerate("ba"):
-        volume = np.full((6, 6, 6), seed + 5, np.float32)
-        name = f"sub-004_ses-{session}_T1w.nii.gz"
-        bids.save_volume(raw / "sub-004" / f"ses-{session}" / "anat" / name, volume, np.eye(4))
-    (raw / "sub-004" / "anat" / "sub-004_T1w.nii.gz").unlink()
     cohort.gather(tmp_path, STUDY, raw)
     out = bids.read_table(tmp_path / "cohort" / "exclusions.tsv")
-    assert out[["participant_id", "code"]].to_numpy().tolist() == [
-        ["sub-lost", "E-NOSCAN"], ["sub-004", "E-SESSION"],
+    assert out[["participant_id", "code"]].to_numpy().tolist() == [["sub-lost", "E-NOSCAN"]]
+    assert "sub-lost" not in cohort.load(tmp_path)["participant_id"].tolist()
+    said = capsys.readouterr().err
+    assert "E-NOSCAN" in said and "sub-lost" in said
+
+
+def add_sessions(raw, name: str, *sessions: str) -> None:
+    """Replace a person's scan by one of each session."""
+    (raw / name / "anat" / f"{name}_T1w.nii.gz").unlink()
+    for seed, session in enumerate(sessions):
+        volume = np.random.default_rng(100 + seed).random((6, 6, 6)).astype(np.float32)
+        path = raw / name / f"ses-{session}" / "anat" / f"{name}_ses-{session}_T1w.nii.gz"
+        bids.save_volume(path, volume, np.eye(4))
+
+
+def test_later_sessions_become_repeats(tmp_path):
+    """The earliest session is the person; later ones stand beside, in family, out of splits."""
+    raw, _ = tmp_path / "raw", make_raw(tmp_path / "raw")
+    add_sessions(raw, "sub-004", "10", "2")
+    cohort.gather(tmp_path, STUDY, raw)
+    table = cohort.load(tmp_path).set_index("participant_id")
+    first, later = table.loc["sub-004"], table.loc["sub-004ses10"]
+    assert (first["session"], first["kind"], later["session"], later["kind"]) == (
+        "2", "recorded", "10", "repeat",
+    )  # fmt: skip
+    assert later["origin"] == "sub-004" and later["family"] == first["family"]
+    assert later["split"] == "repeat" and first["split"] in EUPLOID_SPLITS
+    assert not [name for name in table.index if name.startswith("sub-004ses10") and "p" in name]
+    assert len(dataset.select(table.reset_index(), "euploid", "repeat", kind="repeat")) == 1
+    assert cohort.summarise(tmp_path)["headline"]["subjects"] == 12
+
+
+def test_rows_of_sessions_bring_their_own_age(tmp_path):
+    """Sessions are ordered by age where the table has a row for each; one without is left out."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw").assign(session="n/a")
+    add_sessions(raw, "sub-004", "post", "pre", "third")
+    rows = pd.concat([table.iloc[[3]].assign(session=f"ses-{s}", age=a)
+                      for s, a in (("post", 35.5), ("pre", 33.0))])  # fmt: skip
+    bids.write_table(raw / "participants.tsv", pd.concat([table.drop(index=3), rows]))
+    folder = cohort.read_folder(raw)
+    people = folder.people.set_index("participant_id")
+    assert folder.problems == [] and people.loc["sub-004", "session"] == "pre"
+    assert people.loc["sub-004sespost", "age"] == "35.5"
+    assert folder.excluded[["participant_id", "code"]].to_numpy().tolist() == [
+        ["sub-004", "E-SESSION"],
     ]  # fmt: skip
-    written = cohort.load(tmp_path).set_index("participant_id")
-    assert "sub-lost" not in written.index and written.loc["sub-004", "session"] == "a"
-    assert "E-NOSCAN: sub-lost" in capsys.readouterr().err
+    bids.write_table(raw / "participants.tsv", pd.concat([table.drop(index=3), rows]).assign(
+        sex=["F"] * 12 + ["M"]))  # fmt: skip
+    assert [problem.code for problem in cohort.read_folder(raw).problems] == ["E-PERSON"]
+
+
+def test_names_that_we_give_are_nobodys(tmp_path):
+    """A repeat, planted or sham row never takes the name of another person."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
+    write_scan(raw, "sub-004planted", 99)
+    more = table.iloc[[0]].assign(participant_id="sub-004planted")
+    bids.write_table(raw / "participants.tsv", pd.concat([table, more]))
+    with pytest.raises(BadInput, match="E-ID.*sub-004planted"):
+        cohort.gather(tmp_path, STUDY, raw)
+
+
+def test_unchanged_scans_are_not_read_again(tmp_path, monkeypatch):
+    """A second check looks at size, time and inode; whatever differs is read, `full` reads all."""
+    raw, _ = tmp_path / "raw", make_raw(tmp_path / "raw")
+    read, whole = [], checks.examine
+
+    def counted(path, inside):
+        read.append(path.name)
+        return whole(path, inside)
+
+    def reads(**asked) -> int:
+        read.clear()
+        assert cohort.check(raw, root=tmp_path, **asked) == first
+        return len(read)
+
+    first = cohort.check(raw)
+    monkeypatch.setattr(checks, "examine", counted)
+    assert (reads(), reads(), reads(full=True), reads()) == (12, 0, 12, 0)
+    path = raw / "sub-002" / "anat" / "sub-002_T1w.nii.gz"
+    stamp = path.stat()
+    path.with_name("aside").write_bytes(path.read_bytes())
+    path.with_name("aside").replace(path)  # the same bytes and time in another inode
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (reads(), read) == (1, [path.name])
+    path.write_bytes(path.read_bytes()[:-8])
+    assert [entry["code"] for entry in cohort.check(raw, root=tmp_path)["problems"]] == ["E-TRUNC"]
+
+
+def test_raw_data_changed_since_the_import_is_refused(tmp_path):
+    """Training and preparing refuse a scan or table that is no longer the one imported."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")
+    root, path = tmp_path / "root", raw / "sub-002" / "anat" / "sub-002_T1w.nii.gz"
+    cohort.gather(root, STUDY, raw)
+    before, people = path.read_bytes(), (raw / "participants.tsv").read_bytes()
+    manifest = bids.read_table(root / "cohort" / "manifest.tsv")
+    assert manifest["sha"].tolist() == [record.digest(raw / name) for name in manifest["path"]]
+    path.touch()
+    assert len(dataset.load_table(root, "cohort")) == len(cohort.load(root))
+    write_scan(raw, "sub-002", 77)
+    for load in (lambda: cohort.load(root), lambda: dataset.load_table(root, "cohort")):
+        with pytest.raises(BadInput, match="E-CHANGED sub-002/anat/sub-002_T1w.nii.gz"):
+            load()
+    path.write_bytes(before)
+    cohort.load(root)
+    bids.write_table(raw / "participants.tsv", table.assign(age=31.0))
+    with pytest.raises(BadInput, match="E-CHANGED participants.tsv"):
+        cohort.load(root)
+    (raw / "participants.tsv").write_bytes(people)
+    raw.rename(tmp_path / "elsewhere")
+    assert len(cohort.load(root))
 
 
 def spoil_everything(raw) -> None:
@@ -185,6 +208,8 @@ def test_all_problems_come_in_one_report_and_nothing_is_touched(tmp_path):
     said = str(caught.value)
     codes = [problem.code for problem in caught.value.problems]
     assert sorted(codes) == ["E-AGE", "E-DIM", "E-DUP", "E-NOROW", "E-NOSCAN", "E-TRUNC"]
+    report = cohort.check(tmp_path / "raw")
+    assert [entry["message"] for entry in report["problems"]] == said.split("\n")[1:-1]
     for word in ("line 2: n/a", "sub-002_T1w", "sub-003_T1w", "sub-004", "sub-006", "sub-lost"):
         assert word in said
     assert str(tmp_path) not in said

@@ -1,11 +1,14 @@
 """Discrimination, staging, strata: chance stays chance, a planted truth is found, leaks refused."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
+from dsnb import config
 from dsnb.checks import BadInput
 from dsnb.config import Strata
 from dsnb.space import REGIONS
@@ -150,11 +153,31 @@ def test_permutation_stays_within_site_and_p_is_never_zero():
     assert crossval.permutation_p(table, target, values @ values.T, SETTINGS) == 1 / 40
 
 
-def test_too_few_people_give_a_reason():
-    """A fold without one class would raise or print NaN (S03, G23)."""
-    assert "one class only" in crossval.too_few(np.zeros(50, int), 2, SETTINGS)
-    assert "5 people" in crossval.too_few(np.array([0] * 40 + [1] * 5), 2, SETTINGS)
-    assert crossval.too_few(np.array([0, 1] * 10), 2, SETTINGS) is None
+def test_s03_too_few_people_give_a_reason():
+    """A fold without one class would raise or print NaN (S03)."""
+    alone = np.arange(50)
+    assert "one class only" in crossval.too_few(np.zeros(50, int), alone, 2, SETTINGS)
+    few = np.array([0] * 40 + [1] * 5)
+    assert "5 families" in crossval.too_few(few, alone[:45], 2, SETTINGS)
+    assert crossval.too_few(np.array([0, 1] * 10), alone[:20], 2, SETTINGS) is None
+    siblings = alone[:40] // 2 % 2 * 100 + np.array([0, 1] * 20)  # 20 people in 2 families
+    assert "2 families" in crossval.too_few(np.array([0, 1] * 20), siblings, 2, SETTINGS)
+
+
+@pytest.mark.parametrize("patients", [0, 1, 5, 6, 40])
+def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch):
+    """A test set of one class, or of hardly another, would raise or write NaN into a table."""
+    people = make_question(40, 1.0)
+    people.target = (np.arange(40) < patients).astype(int)
+    people.table["group"] = np.where(people.target, "DS", "euploid")
+    monkeypatch.setattr(questions, "People", lambda root, groups: people)
+    monkeypatch.setattr(questions, "true_volumes", lambda root, table: None)
+    study = config.replace(config.load_study("smoke"), strata=SETTINGS)
+    found = questions.analyse(None, study)
+    json.dumps(found, allow_nan=False, default=lambda value: value.item())
+    silent = [key for key, value in found["headline"].items() if value is None]
+    assert set(silent) <= set(found["tables"]["reasons"])
+    assert (found["headline"]["auc_ds"] is None) == (patients != 6)
 
 
 def test_site_that_is_the_group_is_not_separable():

@@ -274,9 +274,9 @@ def test_scan_changed_since_the_import_is_not_used(tmp_path, stub_fields):
     raw = gathered(tmp_path)
     path = raw / "sub-07" / "anat" / "sub-07_T1w.nii.gz"
     bids.save_volume(path, head(99, FINER), FINER, None, 0.1)
-    volumes.prepare(tmp_path, STUDY, raw, processes=1)
-    out = bids.read_table(tmp_path / "prepared" / "exclusions.tsv").set_index("participant_id")
-    assert out.loc["sub-07", "code"] == "E-CHANGED"
+    with pytest.raises(BadInput, match="E-CHANGED sub-07/anat/sub-07_T1w"):
+        volumes.prepare(tmp_path, STUDY, raw, processes=1)
+    assert not (tmp_path / "prepared").exists()
 
 
 @pytest.mark.real

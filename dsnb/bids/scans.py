@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import nibabel as nib
@@ -14,39 +15,75 @@ from dsnb.bids.tables import MISSING
 from dsnb.checks import BadInput
 from dsnb.space import Grid
 
+# What people call a T1w scan against the rule: T1.nii, sub-01_t1w.nii.gz, mprage.nii.gz.
+T1W_LIKE = re.compile(r"(^|[_-])(t1w?|mprage|spgr)([_.-].*)?\.nii(\.gz)?$", re.I)
+PLACES = ("anat/*", "ses-*/anat/*", "*", "ses-*/*")
 
-def find_t1w(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
+
+def find_t1w(raw: Path, chosen: Collection[str] = ()) -> tuple[pd.DataFrame, list[BadInput]]:
     """Find one T1w a person and session: participant_id, session, t1w (relative to `raw`).
 
-    Problems: E-PATH, E-NAME (a name that breaks BIDS), E-RUNS (several in one session), E-NOT1W.
+    Where a session has several, the one whose path is in `chosen` is taken. Problems: E-PATH,
+    E-NAME (a name that breaks BIDS, with one that does not), E-RUNS (no choice), E-NOT1W.
     """
-    rows, problems = [], []
-    scans = (raw.glob(f"sub-*/{session}anat/*T1w.nii*") for session in ("", "ses-*/"))
-    for path in sorted(path for several in scans for path in several):
+    rows, problems, odd = [], [], []
+    paths = [path for place in PLACES for path in raw.glob(f"[sS][uU][bB]*/{place}")]
+    for path in sorted(path for path in paths if path.name[0] != "."):  # "._x" is macOS's own
         relative = path.relative_to(raw)
-        entities = "_".join(relative.parts[:-2])
-        session = relative.parts[1].removeprefix("ses-") if len(relative.parts) == 4 else MISSING
-        name = path.name
-        if not re.fullmatch(re.escape(entities) + r"(_[a-z]+-\w+)*_T1w\.nii(\.gz)?", name):
-            expected = f"{entities}_T1w.nii.gz"
-            problems.append(BadInput("E-NAME", relative, "its name", name, expected, "rename it"))
+        wanted = _bids_path(relative)
+        person, *session = wanted.parts[:-2]
+        key = (person, session[0].removeprefix("ses-") if session else MISSING)
+        stem = re.escape(wanted.name.split("_T1w")[0])
+        rule = stem + r"(_[a-z]+-\w+)*_T1w\.nii(\.gz)?"
+        if relative.parent != wanted.parent or not re.fullmatch(rule, path.name):
+            if T1W_LIKE.search(path.name):
+                odd.append((key, relative, str(wanted)))
             continue
         try:
             checks.check_path(path, raw)
+            rows.append((*key, str(relative)))
         except BadInput as problem:
             problems.append(problem)
-            continue
-        rows.append((relative.parts[0], session, str(relative)))
-    found = pd.DataFrame(rows, columns=["participant_id", "session", "t1w"], dtype=object)
-    twice = found[found.duplicated(["participant_id", "session"], keep=False)]
-    for (person, _), several in twice.groupby(["participant_id", "session"]):
-        expected, fix = "one T1w a session", "leave the one to use in the folder"
-        seen = [Path(path).name for path in several["t1w"]]
-        problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
+    # A mask beside a sound scan is nobody's T1w; where there is none, or it ends in T1w, it is.
+    sound = {row[:2] for row in rows}
+    problems += [
+        BadInput("E-NAME", relative, "its name", relative.name, expected, "rename it, or move it")
+        for key, relative, expected in odd
+        if key not in sound or re.search(r"_T1w\.nii(\.gz)?$", relative.name)
+    ]
     if not rows and not problems:
         fix = "give the BIDS folder that holds the sub-* folders"
         problems.append(BadInput("E-NOT1W", raw.name, "its T1w scans", 0, "sub-*/anat/", fix))
-    return found, problems
+    found = pd.DataFrame(rows, columns=["participant_id", "session", "t1w"], dtype=object)
+    return _choose(found, problems, chosen), problems
+
+
+def _bids_path(relative: Path) -> Path:
+    """Return where a T1w scan of these folders belongs by BIDS, from its folders and name."""
+    person, *folders = relative.parts[:-1]
+    person = "sub-" + re.sub(r"^sub-?|[^A-Za-z0-9]", "", person, flags=re.I)
+    named = re.search(r"_ses-([A-Za-z0-9]+)", relative.name)
+    session = folders[0] if folders and folders[0].startswith("ses-") else named and named[0][1:]
+    entities = [person]
+    if session:
+        entities.append("ses-" + re.sub(r"[^A-Za-z0-9]", "", session[4:]))
+    suffix = ".nii.gz" if relative.name.lower().endswith(".gz") else ".nii"
+    return Path(*entities, "anat", "_".join(entities) + "_T1w" + suffix)
+
+
+def _choose(found: pd.DataFrame, problems: list[BadInput], chosen: Collection) -> pd.DataFrame:
+    """Return one scan a session: the only one, or the one chosen; add E-RUNS to `problems`."""
+    kept = []
+    for (person, _), several in found.groupby(["participant_id", "session"], sort=False):
+        stated = several[several["t1w"].isin(chosen)]
+        several = stated if len(stated) == 1 else several
+        kept.append(several)
+        if len(several) > 1:
+            expected = "one T1w a session"
+            fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
+            seen = several["t1w"].tolist()
+            problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
+    return pd.concat(kept, ignore_index=True) if kept else found
 
 
 def save_volume(

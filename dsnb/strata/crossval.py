@@ -35,14 +35,14 @@ def refuse_seen(table: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
-def too_few(target: np.ndarray, classes: int, settings: Strata) -> str | None:
-    """Return why `target` (N,) cannot be cross-validated, or None when it can."""
-    counts = np.bincount(target, minlength=classes)
+def too_few(target: np.ndarray, families: np.ndarray, classes: int, settings: Strata) -> str | None:
+    """Return why `target` (N,) cannot be cross-validated by family, or None when it can."""
+    counts = [len(np.unique(families[target == c])) for c in range(classes)]
     needed = 2 * settings.outer_folds
     if np.count_nonzero(counts) < 2:
         return "one class only: sensitivity alone could be reported, an AUROC cannot"
-    if counts.min() < needed:
-        return f"{counts.min()} people in the smallest class, {needed} needed for the outer folds"
+    if min(counts) < needed:
+        return f"{min(counts)} families in the smallest class, {needed} needed for the outer folds"
     return None
 
 

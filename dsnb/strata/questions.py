@@ -121,7 +121,7 @@ def _controls(people: People, settings: Strata) -> list[dict]:
         asked.append(("latents, sites with both groups", both, people.target[both]))
     rows = []
     for name, chosen, target in asked:
-        if too_few(target, 2, settings) is None:
+        if too_few(target, people.families[chosen], 2, settings) is None:
             sets = {name: (people.kernel[np.ix_(chosen, chosen)], None)}
             part = table.iloc[chosen].reset_index(drop=True)
             rows += _ask("controls", sets, part, target, settings)[1].values()
@@ -162,7 +162,7 @@ def stage(people: People, settings: Strata) -> Part:
     staged = np.flatnonzero(people.table["stage"].isin(STAGES) & (people.target == 1))
     table = people.table.iloc[staged].reset_index(drop=True)
     target = table["stage"].map(list(STAGES).index).to_numpy(int)
-    reason = too_few(target, len(STAGES), settings)
+    reason = too_few(target, people.families[staged], len(STAGES), settings)
     if reason:
         return _unanswered(("stage_gain", "stage_gain_ci"), f"stages: {reason}")
     kernel = people.kernel[np.ix_(staged, staged)]
@@ -206,7 +206,7 @@ def analyse(root: Path, study: Study) -> dict:
     """
     began, settings = time.perf_counter(), study.strata
     people = People(root, GROUPS)
-    reason = too_few(people.target, 2, settings)
+    reason = too_few(people.target, people.families, 2, settings)
     if reason:
         first = _unanswered(DISCRIMINATION, reason)
     else:
