@@ -97,12 +97,14 @@ def make_abcds(folder: Path) -> Path:
         save_nifti(folder / f"visits/{name}.nii.gz", len(name))
     save_nifti(folder / "visits/1005_bl_FLAIR.nii.gz")
     (folder / "DEMOGRAPH.csv").write_text(
-        '"","subject_label","event_code","ds_vs_control_flag","age_at_visit","de_gender","site_id","sibling_of"\n'
+        '"","subject_label","event_code","ds_vs_control_flag","age_at_visit","de_gender",'
+        '"site_id","sibling_of"\n'
         '"1",1001,bl,DS,45.5,1,36,\n"2",1001,m16,DS,46.9,1,36,\n"3",1002,bl,Control,50,2,36,1001\n'
         '"4",1003,bl,DS,52,2,53,NA\n"5",1004,bl,DS,,1,53,NA\n"6",1005,bl,DS,33,1,53,\n'
     )
     (folder / "CLINICAL.csv").write_text(
-        f"subject_label,event_code,consensus,note\n1001,bl,0.0,{SECRET}\n1001,m16,1.0,\n1002,bl,0,\n1003,bl,3,\n"
+        f"subject_label,event_code,consensus,note\n1001,bl,0.0,{SECRET}\n"
+        "1001,m16,1.0,\n1002,bl,0,\n1003,bl,3,\n"
     )
     (folder / "GENETICS.csv").write_text("subject_label,karyotype\n1001,1\n1002,\n1003,2\n")
     (folder / "LOG.csv").write_text("day,who\n1,2\n")

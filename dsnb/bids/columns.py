@@ -47,7 +47,7 @@ class ColumnMap:
 
     about: str
     columns: dict[str, Rule]
-    missing: frozenset[str]
+    missing: list[str]
     exclude: tuple[dict, ...]
     orientation: str
 
@@ -83,7 +83,7 @@ def read_map(path: Path) -> ColumnMap:
     try:
         columns = {name: _rule(rule) for name, rule in found["columns"].items()}
         columns["participant_id"]  # noqa: B018 - without it nobody has a name
-        missing = frozenset(_texts(found.get("missing", [])))
+        missing = _texts(found.get("missing", []))
         exclude = tuple(_exclusion(rule) for rule in found.get("exclude", []))
         about, orientation = str(found.get("about", path.stem)), str(found.get("orientation", ""))
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -133,7 +133,7 @@ def translate(table: pd.DataFrame, column_map: ColumnMap) -> pd.DataFrame:
         raise BadInput("E-TABLE", "table", "header", list(table), expected, fix)
     # A spreadsheet with gaps writes the code 1 as 1.0.
     plain = table.map(lambda cell: re.sub(r"^(-?\d+)\.0+$", r"\1", cell.strip(), flags=re.ASCII))
-    plain = plain.mask(plain.map(str.lower).isin(list(column_map.missing)), MISSING)
+    plain = plain.mask(plain.map(str.lower).isin(column_map.missing), MISSING)
     ours = {"group_recorded": MISSING}
     for name, rule in column_map.columns.items():
         source = next((source for source in rule.sources if source in plain), None)
