@@ -406,9 +406,10 @@ def test_a_map_of_ones_own_replaces_ours(tmp_path):
     assert bids.read_participants(tmp_path / "out")[0]["group"].tolist() == ["DS", "euploid", "DS"]
 
 
-BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{after}: &{after} [{','.join(['*' + before] * 9)}]\n"
-    for before, after in zip("abcdefgh", "bcdefghi")
+BOMB = "\n".join(
+    ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    + [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi")]
+    + ["missing: [*i]", "columns: {participant_id: {from: [ixi_id]}}"]
 )
 
 

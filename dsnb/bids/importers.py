@@ -228,11 +228,15 @@ def _write_tables(
     names = [name for name in OF_PERSON | OF_VISIT if name in needed or known[name]]
     write_table(staging / "participants.tsv", people[names])
     record.write_json(staging / "participants.json", describe_columns(people[names], column_map))
-    for person, several in visits[visits["session"] != MISSING].groupby("participant_id"):
-        columns = [name for name in OF_VISIT if name == "session" or name in names]
+    sessions = visits[visits["session"] != MISSING]
+    columns = [name for name in OF_VISIT if name in names]
+    for person, several in sessions.groupby("participant_id"):
         table = several[columns].rename(columns={"session": "session_id"})
         table["session_id"] = "ses-" + table["session_id"]
         write_table(staging / person / f"{person}_sessions.tsv", table)
+    if len(sessions):
+        told = describe_columns(sessions[columns], column_map)
+        record.write_json(staging / "sessions.json", {"session_id": told.pop("session"), **told})
     left_out = pd.DataFrame(sorted(excluded), columns=[*VISIT, "code", "reason"], dtype=object)
     write_table(staging / "exclusions.tsv", left_out)
     record.write_text(staging / ".bidsignore", "exclusions.tsv\n.plan\n")
