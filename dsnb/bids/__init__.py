@@ -1,4 +1,4 @@
-"""BIDS in and out: tables as text, participants under our names, scans with sidecars."""
+"""BIDS in and out: importers and column maps, tables as text, scans with sidecars."""
 
 from dsnb.bids.columns import read_map, shipped
 from dsnb.bids.importers import import_cohort
