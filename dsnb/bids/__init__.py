@@ -1,5 +1,7 @@
-"""BIDS in and out: tables as text, participants under our names, scans with sidecars."""
+"""BIDS in and out: importers and column maps, tables as text, scans with sidecars."""
 
+from dsnb.bids.columns import read_map, shipped
+from dsnb.bids.importers import import_cohort
 from dsnb.bids.scans import (
     as_ras,
     describe,
@@ -12,6 +14,7 @@ from dsnb.bids.scans import (
 from dsnb.bids.tables import MISSING, TEXT, read_participants, read_table, typed, write_table
 
 __all__ = [
-    "MISSING", "TEXT", "as_ras", "describe", "find_t1w", "load_volume", "quantise",
-    "read_participants", "read_table", "save_volume", "sidecar_of", "typed", "write_table",
+    "MISSING", "TEXT", "as_ras", "describe", "find_t1w", "import_cohort", "load_volume",
+    "quantise", "read_map", "read_participants", "read_table", "save_volume", "shipped",
+    "sidecar_of", "typed", "write_table",
 ]  # fmt: skip

@@ -92,12 +92,14 @@ def save_volume(
     grid: Grid | np.ndarray,
     sidecar: dict | None = None,
     step: float | None = None,
+    space: int = 4,
 ) -> None:
     """Write `path` (.nii.gz) and its JSON sidecar, each whole or not at all.
 
-    `volume` (X, Y, Z); `grid` is a study grid or an affine in MNI mm. With `step`, intensities
-    are stored as int16 in that unit. The header is new, so nobody's name travels in it, and the
-    gzip stream holds neither file name nor time: equal volumes are equal bytes.
+    `volume` (X, Y, Z); `grid` is a study grid or an affine in mm, `space` its NIfTI code (4 MNI152,
+    1 scanner). With `step`, intensities are stored as int16 in that unit. The header is new, so
+    nobody's name travels in it, and the gzip stream holds neither file name nor time: equal
+    volumes are equal bytes.
     """
     affine = grid.affine if isinstance(grid, Grid) else grid
     if step is None:
@@ -105,8 +107,8 @@ def save_volume(
     else:
         values = quantise(volume, step)
     image = nib.Nifti1Image(values, affine)
-    image.set_sform(affine, 4)  # 4: MNI152 space
-    image.set_qform(affine, 4)
+    image.set_sform(affine, space)
+    image.set_qform(affine, space)
     image.header.set_xyzt_units("mm")
     if step is not None:
         image.header.set_slope_inter(step, 0)

@@ -1,5 +1,6 @@
 """BIDS tables: TSV as text, and participants under our names and codes."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -7,28 +8,34 @@ import numpy as np
 import pandas as pd
 
 from dsnb import checks, record
+from dsnb.bids.columns import MISSING, shipped, translate
 from dsnb.checks import BadInput
-from dsnb.space import STAGES
+from dsnb.space import GROUPS, STAGES
 
-MISSING = "n/a"
 # Columns that stay text, whatever they look like: a site called 1 is no number.
 TEXT = frozenset(
     ("participant_id", "family", "group", "group_recorded", "kind", "origin", "sex", "site",
-     "session", "stage", "disability", "split", "t1w", "sha", "flag", "code", "reason", "notes")
+     "session", "stage", "disability", "karyotype", "split", "t1w", "sha", "flag", "code",
+     "reason", "notes")
 )  # fmt: skip
-OPTIONAL = ("site", "session", "stage", "disability", "cognition", "motion", "tiv_ml", "origin")
-SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-DS_NAMES = frozenset(("ds", "down", "down syndrome", "t21", "trisomy 21"))
-EUPLOID_NAMES = frozenset(("euploid", "control", "controls", "hc", "cn", "healthy", "non-ds"))
+OPTIONAL = (
+    "site", "session", "karyotype", "stage", "disability", "cognition", "motion", "tiv_ml",
+    "origin",
+)  # fmt: skip
+SEXES = ("F", "M")
+NUMBERS = ("cognition", "motion", "tiv_ml")
+REPAIR = "correct these lines, or remove them"
 DISABILITIES = ("mild", "moderate", "severe")
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?", re.ASCII)
 AGE = re.compile(r"\d{1,3}(\.\d+)?", re.ASCII)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a TSV as text: ids keep their zeros, a group called NA stays, a BOM is dropped.
+    """Read a TSV, or a CSV by its ending, as text: ids keep their zeros, NA stays, a BOM goes.
 
-    Refuses E-PATH, E-ENCODING (with the line) and E-TABLE (empty, ragged, a column twice).
+    A CSV may be quoted, separated by comma or semicolon, and have empty rows and one nameless
+    column, as spreadsheets and R write them. Refuses E-PATH, E-ENCODING (with the
+    line) and E-TABLE (empty, ragged, a column twice).
     """
     checks.check_path(path)
     content = path.read_bytes()
@@ -38,15 +45,28 @@ def read_table(path: Path) -> pd.DataFrame:
         seen = "line " + str(content.count(b"\n", 0, error.start) + 1)
         fix = "save the table as UTF-8"
         raise BadInput("E-ENCODING", path.name, "text", seen, "UTF-8", fix) from None
-    rows = [line.split("\t") for line in text.rstrip("\n").split("\n")]
+    rows, nameless = [line.split("\t") for line in text.rstrip("\n").split("\n")], 0
+    if path.suffix.lower() == ".csv":
+        rows, nameless = _split_csv(text, path.name), 1
     header, fix = rows[0], "repair the table"
-    if len(set(header)) < len(header) or not all(header):
+    if len(set(header)) < len(header) or header.count("") > nameless:
         raise BadInput("E-TABLE", path.name, "header", header, "one name a column", fix)
     ragged = [line for line, row in enumerate(rows, start=1) if len(row) != len(header)]
     if ragged:
         expected = f"{len(header)} cells, as in the header"
         raise BadInput("E-TABLE", path.name, "cells of lines", ragged[:20], expected, fix)
     return pd.DataFrame(rows[1:], columns=header, dtype=object)
+
+
+def _split_csv(text: str, where: str) -> list[list[str]]:
+    """Return the cells of a CSV; its header tells which separator it has."""
+    separator = max(",;", key=text.partition("\n")[0].count)
+    try:
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True))
+    except csv.Error as error:
+        seen, fix = str(error), "export the table again"
+        raise BadInput("E-TABLE", where, "its quotes", seen, "a CSV", fix) from None
+    return [row for row in rows if any(row)] or [[""]]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -88,29 +108,32 @@ def _lines(table: pd.DataFrame, wrong: pd.Series, column: str) -> list[str]:
 def read_participants(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
     """Read participants.tsv into our columns and codes; return it with every problem found.
 
-    `gender` counts as `sex`; absent optional columns become n/a; `group_recorded` keeps what
-    the table said. Where no group is Down syndrome, everyone counts as euploid, and we say so.
+    Names and codes go by the column map `openneuro` (`gender` counts as `sex`, an age of 89+ as
+    89); absent optional columns become n/a; `group_recorded` keeps what the table said. Where no
+    group is Down syndrome, everyone counts as euploid, and we say so.
     """
     path = raw / "participants.tsv"
     if not path.exists():
         fix = "add a table with participant_id, age, sex and group"
         return pd.DataFrame(), [BadInput("E-NOTABLE", path.name, "it", "absent", "a table", fix)]
     try:
-        table = read_table(path)
+        recorded = read_table(path)
+        table = translate(recorded, shipped("openneuro"))
     except BadInput as problem:
         return pd.DataFrame(), [problem]
-    table.columns = [name.strip().lower() for name in table.columns]
-    if "sex" not in table:
-        table = table.rename(columns={"gender": "sex"})
     wanted = ("participant_id", "age", "sex")
     if missing := [name for name in wanted if name not in table]:
         fix = "add or rename the columns"
         problem = BadInput("E-COLUMN", path.name, "columns missing", missing, str(wanted), fix)
         return pd.DataFrame(), [problem]
-    table = table.map(str.strip).replace("", MISSING)
+    if capped := int((recorded == "89+").sum().sum()):
+        record.say(f"participants.tsv: {capped} ages of 89+ count as 89")
     table = _complete(table)
-    problems = _check_people(table)
-    table["sex"] = table["sex"].str.lower().map(SEXES).fillna(MISSING)
+    problems = [
+        BadInput(code, path.name, column, _lines(table, wrong, column), expected, REPAIR)
+        for code, column, wrong, expected in wrong_cells(table)
+    ]
+    table["sex"] = table["sex"].where(table["sex"].isin(SEXES), MISSING)
     return table, problems
 
 
@@ -123,22 +146,22 @@ def _complete(table: pd.DataFrame) -> pd.DataFrame:
         table["family"] = MISSING
     alone = table["family"] == MISSING
     table["family"] = table["family"].where(~alone, table["participant_id"])
-    recorded = table["group"] if "group" in table else pd.Series(MISSING, table.index)
-    lower = recorded.str.lower()
-    table["group_recorded"] = recorded
-    table["group"] = np.where(lower.isin(DS_NAMES), "DS", "euploid")
+    recorded = table["group_recorded"]
+    if "group" not in table:
+        table["group"] = MISSING
     # A name that smells of Down syndrome must never pass as euploid: it stays to be refused.
-    unclear = ~lower.isin(DS_NAMES | EUPLOID_NAMES)
-    if not lower.isin(DS_NAMES).any():
-        unclear &= lower.str.contains(r"down|t21|trisom|^ds|-ds$")
-        if not unclear.any() and set(lower) != {"euploid"}:
+    unclear = ~table["group"].isin(GROUPS)
+    if not (table["group"] == "DS").any():
+        unclear &= recorded.str.lower().str.contains(r"down|t21|trisom|^ds|-ds$")
+        if not unclear.any() and set(recorded.str.lower()) != {"euploid"}:
             names = ", ".join(sorted(set(recorded)))
             record.say(f"participants.tsv: no group is DS; everyone counts as euploid ({names})")
-    return table.assign(group=table["group"].where(~unclear, MISSING))
+    group = table["group"].where(table["group"] == "DS", "euploid")
+    return table.assign(group=group.where(~unclear, MISSING))
 
 
-def _check_people(table: pd.DataFrame) -> list[BadInput]:
-    """Return one problem a column, each naming all its lines."""
+def wrong_cells(table: pd.DataFrame) -> list[tuple[str, str, pd.Series, str]]:
+    """Return code, column, which rows are wrong and what is expected, of columns with faults."""
     one_of = "one of {}, or n/a".format
     unsafe = ~table["participant_id"].map(checks.is_safe_id)
     twice = table.duplicated(["participant_id", "session"], keep=False)
@@ -147,18 +170,13 @@ def _check_people(table: pd.DataFrame) -> list[BadInput]:
         ("E-ID", "participant_id", unsafe, "sub- and letters or digits"),
         ("E-DUPLICATE", "participant_id", twice, "one row a person and session"),
         ("E-AGE", "age", ~ages, "years from 0 to 120, like 45.5"),
-        ("E-SEX", "sex", ~table["sex"].str.lower().isin(SEXES), "F or M"),
-        ("E-GROUP", "group_recorded", table["group"] == MISSING, "euploid or DS"),
+        ("E-SEX", "sex", ~table["sex"].isin(SEXES), "F or M"),
+        ("E-GROUP", "group_recorded", ~table["group"].isin(GROUPS), "euploid or DS"),
     ]
     for column, allowed in (("stage", STAGES), ("disability", DISABILITIES)):
         wrong = ~table[column].isin([*allowed, MISSING])
         rules.append((f"E-{column.upper()}", column, wrong, one_of(", ".join(allowed))))
-    for column in ("cognition", "motion", "tiv_ml"):
+    for column in NUMBERS:
         wrong = ~table[column].map(lambda cell: cell == MISSING or bool(NUMBER.fullmatch(cell)))
         rules.append(("E-NUMBER", column, wrong, "a number, or n/a"))
-    fix = "correct these lines, or remove them"
-    return [
-        BadInput(code, "participants.tsv", column, _lines(table, wrong, column), expected, fix)
-        for code, column, wrong, expected in rules
-        if wrong.any()
-    ]
+    return [rule for rule in rules if rule[2].any()]

@@ -1,0 +1,162 @@
+"""Column maps: which columns of a source become ours and how their codes map, as data files."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from dsnb import checks, record
+from dsnb.checks import BadInput
+
+MISSING = "n/a"
+# Our columns: a person has one of the first kind, each visit has its own of the second.
+OF_PERSON = {
+    "participant_id": "sub- and letters or digits",
+    "sex": "F or M",
+    "group": "euploid or DS",
+    "family": "siblings share it with the person with DS; else one's own participant_id",
+    "karyotype": "of people with DS",
+    "disability": "intellectual disability: mild, moderate or severe",
+}
+OF_VISIT = {
+    "session": "the session that this row describes",
+    "age": "years; 89 and more as 89+",
+    "site": "scanner or centre",
+    "stage": "Alzheimer's disease in people with DS: asymptomatic, prodromal or dementia",
+    "cognition": "score, 0 to 100",
+}
+AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+MAX_YAML_BYTES, MAX_YAML_DEPTH = 2**13, 8
+FIX = "copy a map of dsnb/columns and change its names"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where one of our columns comes from: the first source that is there, or a constant."""
+
+    sources: tuple[str, ...]
+    codes: dict[str, str]
+    constant: str = ""
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """One source: rules by our column, what counts as missing, who is left out, orientation."""
+
+    about: str
+    columns: dict[str, Rule]
+    missing: list[str]
+    exclude: tuple[dict, ...]
+    orientation: str
+
+
+def read_yaml(path: Path) -> object:
+    """Read a small file of plain YAML; refuse E-YAML what is long, has aliases or builds objects.
+
+    A few lines of aliases can stand for billions of entries, so none is followed.
+    """
+    checks.check_path(path)
+    size, expected, depth = path.stat().st_size, "plain lists, mappings and text", 0
+    if size > MAX_YAML_BYTES:
+        expected = f"at most {MAX_YAML_BYTES}"
+        raise BadInput("E-YAML", path.name, "its bytes", size, expected, FIX)
+    content = path.read_bytes()
+    try:
+        for event in yaml.parse(content, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
+                problem = "an alias, or too deep"
+                break
+        else:
+            return yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = type(error).__name__
+    raise BadInput("E-YAML", path.name, "its content", problem, expected, FIX)
+
+
+def read_map(path: Path) -> ColumnMap:
+    """Read a column map (a file like those in `dsnb/columns`); refuse E-YAML another form."""
+    found = read_yaml(path)
+    try:
+        columns = {name: _rule(rule) for name, rule in found["columns"].items()}
+        columns["participant_id"]  # noqa: B018 - without it nobody has a name
+        missing = _texts(found.get("missing", []))
+        exclude = tuple(_exclusion(rule) for rule in found.get("exclude", []))
+        about, orientation = str(found.get("about", path.stem)), str(found.get("orientation", ""))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        expected = "columns, each with `from` (a list), `codes` or `constant`"
+        raise BadInput("E-YAML", path.name, "its form", "another", expected, FIX) from None
+    if unknown := sorted(set(columns) - {*OF_PERSON, *OF_VISIT}):
+        expected = "of " + ", ".join((*OF_PERSON, *OF_VISIT))
+        raise BadInput("E-YAML", path.name, "columns", unknown, expected, FIX)
+    if orientation and sorted(AXES.get(letter, -1) for letter in orientation) != [0, 1, 2]:
+        expected = "three letters like RAS"
+        raise BadInput("E-YAML", path.name, "orientation", orientation, expected, FIX)
+    return ColumnMap(about, columns, missing, exclude, orientation)
+
+
+def shipped(source: str) -> ColumnMap:
+    """Return the column map that comes with the package."""
+    return read_map(record.HOME / "columns" / f"{source}.yml")
+
+
+def _texts(values: list) -> list[str]:
+    """Return plain values as lower-case text; YAML reads 0 as a number."""
+    if not isinstance(values, list):
+        raise TypeError("not a list")
+    return [str(value).lower() for value in values]
+
+
+def _rule(rule: dict) -> Rule:
+    codes = {str(code).lower(): str(ours) for code, ours in rule.get("codes", {}).items()}
+    return Rule(tuple(_texts(rule.get("from", []))), codes, str(rule.get("constant", "")))
+
+
+def _exclusion(rule: dict) -> dict:
+    keep, years = _texts(rule["keep"]), float(rule.get("from_age", 0))
+    named = {name: str(rule[name]) for name in ("column", "code", "reason")}
+    return named | {"column": named["column"].lower(), "keep": keep, "from_age": years}
+
+
+def translate(table: pd.DataFrame, column_map: ColumnMap) -> pd.DataFrame:
+    """Add our columns in our codes, and `group_recorded`, to a table of text; headers lower-case.
+
+    A code that the map does not know stays as it is, to be refused by who reads the column.
+    Refuses E-TABLE where two headers differ in case alone.
+    """
+    table = table.rename(columns=lambda name: name.strip().lower())
+    if not table.columns.is_unique:
+        expected, fix = "names that differ by more than case", "rename one of them"
+        raise BadInput("E-TABLE", "table", "header", list(table), expected, fix)
+    # A spreadsheet with gaps writes the code 1 as 1.0.
+    plain = table.map(lambda cell: re.sub(r"^(-?\d+)\.0+$", r"\1", cell.strip(), flags=re.ASCII))
+    plain = plain.mask(plain.map(str.lower).isin(column_map.missing), MISSING)
+    ours = {"group_recorded": MISSING}
+    for name, rule in column_map.columns.items():
+        source = next((source for source in rule.sources if source in plain), None)
+        if source:
+            known = plain[source].str.lower().map(rule.codes)
+            ours[name] = known.where(known.notna(), plain[source])
+            ours["group_recorded"] = plain[source] if name == "group" else ours["group_recorded"]
+        elif rule.constant:
+            ours[name] = rule.constant
+    return plain.assign(**ours)
+
+
+def describe_columns(table: pd.DataFrame, column_map: ColumnMap) -> dict:
+    """Return participants.json: for each column what it is and what the map made of it."""
+    entries = {}
+    for name in table:
+        rule = column_map.columns.get(name, Rule((), {}))
+        entry = {"Description": (OF_PERSON | OF_VISIT)[name]}
+        if rule.sources:
+            entry["SourceColumns"] = list(rule.sources)
+        if rule.codes:
+            entry["SourceCodes"] = rule.codes
+        if rule.constant:
+            entry["Constant"] = rule.constant
+        entries[name] = entry
+    return entries
