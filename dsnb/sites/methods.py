@@ -17,9 +17,9 @@ NOT_SEPARABLE = "site and group are not separable: scan euploids there, or repor
 
 
 def _check(count: int, site: str) -> None:
-    """Refuse a site with fewer than two people to learn it from."""
+    """Refuse (E-SITE) a site that fewer than two people tell of."""
     if count < 2:
-        raise BadInput("E-SITE", site, "its euploids", count, "2 or more", NOT_SEPARABLE)
+        raise BadInput("E-SITE", site, "known people", count, "2 or more", NOT_SEPARABLE)
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,24 @@ def _design(covariates: np.ndarray) -> np.ndarray:
 def _spread(norm: Normative, rest: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the SD (F,) at a new site from centred departures (k, F), and its freedom.
 
-    log s^2 of n degrees has variance psi'(n/2). A new scanner moves all spreads together, so each
-    ratio to the norm's is shrunk to their common ratio; `shared` (mean squared correlation) says
-    how little averaging over features helps that one.
+    ln s^2 has variance psi'(degrees / 2). A scanner moves all spreads together, so each ratio to
+    the norm's is shrunk to their common one; `rho2`, the mean squared correlation of features,
+    says how badly that is known. The freedom is that of a chi square with the variance left.
     """
     k, count = rest.shape
-    mine, norms = (k - 1) / 2, norm.freedom / 2
-    v, u = special.polygamma(1, mine), special.polygamma(1, norms)
+    a, b = (k - 1) / 2, norm.freedom / 2
+    v, u = special.polygamma(1, a), special.polygamma(1, b)
     variance = np.maximum((rest**2).sum(0) / (k - 1), (SD_FLOOR * norm.sd) ** 2)
     unit = rest / np.sqrt((k - 1) * variance)
-    shared = ((unit @ unit.T) ** 2).sum() / count**2
-    log_site = np.log(variance) - special.digamma(mine) + np.log(mine)
-    log_norm = 2 * np.log(norm.sd) - special.digamma(norms) + np.log(norms)
-    gap = log_site - log_norm
-    noise = (u + v) * (1 - shared)
-    own = max(float(((gap - gap.mean()) ** 2).mean()) - noise, 0.0)
-    w = (own + u) / (own + u + v)
-    doubt = (1 - w) ** 2 * (own + u * (1 - shared)) + v * (w**2 + shared * (1 - w**2))
-    half = optimize.brentq(lambda x: special.polygamma(1, x) - doubt, 1e-3, 1e9)
-    log_sd = log_norm + gap.mean() + w * (gap - gap.mean())
-    return np.exp((log_sd + special.digamma(half) - np.log(half)) / 2), 2 * half
+    rho2 = ((unit @ unit.T) ** 2).sum() / count**2
+    known = 2 * np.log(norm.sd) - special.digamma(b) + np.log(b)
+    ratio = np.log(variance) - special.digamma(a) + np.log(a) - known
+    tau2 = max(float(ratio.var()) - (u + v) * (1 - rho2), 0.0)
+    w = (tau2 + u) / (tau2 + u + v)
+    left = (1 - w) ** 2 * (tau2 + u * (1 - rho2)) + v * (w**2 + rho2 * (1 - w**2))
+    half = optimize.brentq(lambda x: special.polygamma(1, x) - left, 1e-3, 1e9)
+    shrunk = known + ratio.mean() + w * (ratio - ratio.mean())
+    return np.exp((shrunk + special.digamma(half) - np.log(half)) / 2), 2 * half
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,15 @@ class ComBat:
     def fit(cls, features: np.ndarray, site: np.ndarray, covariates: np.ndarray) -> "ComBat":
         """Fit on features (N, F), site names (N,) and covariates (N, K) of the training fold.
 
-        Raises BadInput (E-SITE) where the sites and the covariates, such as the group, are one.
+        Raises BadInput (E-SITE) where the site tells a covariate, such as the group, exactly.
         """
         names = np.unique(site)
         member = (site[:, None] == names).astype(float)
         design = np.hstack([member, covariates])
-        if np.linalg.matrix_rank(design) < design.shape[1]:
+        varying = np.hstack([member, covariates[:, np.ptp(covariates, axis=0) > 0]])
+        if np.linalg.matrix_rank(varying) < varying.shape[1]:
             raise BadInput(
-                "E-SITE", "ComBat", "group", "known from the site", "both groups at some site",
+                "E-SITE", "ComBat", "a covariate", "known from the site", "several at a site",
                 NOT_SEPARABLE,
             )  # fmt: skip
         effects = np.linalg.lstsq(design, features, rcond=None)[0]

@@ -189,7 +189,8 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
     nulls = {"auc_null" + end: ("auc", how) for end, how in ends.items()}
     rows["reason"] = rows["reason"].mask(rows["reason"].isna() & (rows["ds_share"] == 1), ALONE)
     seen = rows[~rows["null"]].groupby(KEYS, sort=False).agg(**columns, reason=("reason", "first"))
-    return seen.join(rows[rows["null"]].groupby(KEYS).agg(**nulls))
+    alone = [max(share, 1 - share) for share, *_ in seen.index]
+    return seen.join(rows[rows["null"]].groupby(KEYS).agg(**nulls)).assign(auc_site_alone=alone)
 
 
 def entangle(root: Path, study: Study) -> dict:
@@ -202,8 +203,10 @@ def entangle(root: Path, study: Study) -> dict:
     train, held, moved = gather(root, study)
     euploid, ds = np.bincount(held.ds, minlength=2)
     known = [k for k in study.sites.known if min(euploid - k, ds) >= FEWEST]
-    if not known or not train.ds.any():
+    aged = np.isfinite(np.vstack([train.covariates, held.covariates])).all()
+    if not (known and aged and train.ds.any()):
         reason = f"{euploid} euploids and {ds} people with DS held out: too few for a new site"
+        reason = reason if aged else "somebody's age or sex is missing"
         tables = {"reasons": dict.fromkeys(names, reason)}
         return {"headline": dict.fromkeys(names), "tables": tables}
     rows = []
@@ -214,7 +217,9 @@ def entangle(root: Path, study: Study) -> dict:
     table = _summarise(pd.DataFrame(rows, columns=[*KEYS, "null", "reason", *STATISTICS]))
     best, faulty = (0.5, "re-centred, rescaled", max(known)), (1.0, list(METHODS)[-1], 0)
     cells = (((0.5, "as it is", 0), "fpr"), (best, "fpr"), (best, "kept"), (faulty, "auc_null"))
-    headline = {name: float(table.loc[cell]) for name, cell in zip(names, cells)}
-    records = table.reset_index().astype(object)
-    tables = {"sites": records.where(records.notna(), None).to_dict("records"), "reasons": {}}
+    reasons = {n: table.loc[row, "reason"] for n, (row, of) in zip(names, cells)
+               if pd.isna(table.loc[row, of])}  # fmt: skip
+    table = table.astype(object).where(table.notna(), None)
+    headline = {name: table.loc[cell] for name, cell in zip(names, cells)}
+    tables = {"sites": table.reset_index().to_dict("records"), "reasons": reasons}
     return {"headline": headline, "tables": tables}
