@@ -143,7 +143,7 @@ def test_the_null_shows_the_leak_of_combat_on_everybody_only():
     assert table.loc[told, "auc"] > 0.85 and table.loc[plain, "kept"] < 0.5
     fold = table[table.index.str.contains("fold|re-c")]
     assert fold["auc"].isna().all() and fold["reason"].str.contains("not separable").all()
-    assert (table["auc_site_alone"] == 1).all()
+    assert (table["auc_site_alone"] == 1).all() and pd.isna(table.loc[trial.SAME, "reason"])
 
 
 def test_rescan_moves_grey_and_leaves_anchored_white():

@@ -118,7 +118,9 @@ def _combat(train: People, test: People, known: People, told: bool, everybody: b
     return _plain(*(people._replace(features=values) for people, values in parts), known)
 
 
+SAME = "without the new site"  # the same people, judged by the same code: what to compare with
 METHODS = {
+    SAME: _plain,
     "as it is": _plain,
     "re-centred": partial(_recentred, rescale=False),
     "re-centred, rescaled": partial(_recentred, rescale=True),
@@ -174,8 +176,9 @@ def _draw(train: People, held: People, moved: People, known: list[int], rng) -> 
         test, away, euploids = _deal(others, moved, share, max(known), rng)
         for name, k in plans:
             row = {"ds_share": share, "method": name, "known": k or 0, "null": null}
+            judged = test._replace(features=away.features) if name == SAME else test
             try:
-                found = _measure(METHODS[name], some, test, away, euploids.rows(slice(k)))
+                found = _measure(METHODS[name], some, judged, away, euploids.rows(slice(k)))
             except BadInput as problem:
                 found = {"reason": str(problem)}
             yield row | found
@@ -187,10 +190,11 @@ def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
             "_high": partial(pd.Series.quantile, q=0.975)}  # fmt: skip
     columns = {name + end: (name, how) for name in STATISTICS for end, how in ends.items()}
     nulls = {"auc_null" + end: ("auc", how) for end, how in ends.items()}
-    rows["reason"] = rows["reason"].mask(rows["reason"].isna() & (rows["ds_share"] == 1), ALONE)
+    alone = rows["reason"].isna() & rows["ds_share"].eq(1) & rows["method"].ne(SAME)
+    rows["reason"] = rows["reason"].mask(alone, ALONE)
     seen = rows[~rows["null"]].groupby(KEYS, sort=False).agg(**columns, reason=("reason", "first"))
-    alone = [max(share, 1 - share) for share, *_ in seen.index]
-    return seen.join(rows[rows["null"]].groupby(KEYS).agg(**nulls)).assign(auc_site_alone=alone)
+    baseline = [max(share, 1 - share) for share, *_ in seen.index]
+    return seen.join(rows[rows["null"]].groupby(KEYS).agg(**nulls)).assign(auc_site_alone=baseline)
 
 
 def entangle(root: Path, study: Study) -> dict:
