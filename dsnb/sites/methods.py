@@ -142,7 +142,7 @@ class ComBat:
 
 
 def _location_scale(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return gamma* and delta* (F,) of standardised rests (n, F): Johnson 2007, equation 3.1."""
+    """Return gamma* and delta* (F,) of standardised rests (n, F); priors over features."""
     n, mean, variance = len(rest), rest.mean(0), rest.var(0, ddof=1)
     tau2, m, s2 = mean.var(ddof=1), variance.mean(), variance.var(ddof=1)
     shape, rate = 2 + m**2 / s2, m + m**3 / s2
