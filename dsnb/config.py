@@ -76,6 +76,20 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class Sites:
+    """A simulated scanner for held-out people, and how many of its euploids are known. [E]"""
+
+    known: tuple[int, ...] = (10, 20, 50)
+    draws: int = 30  # of who is where and who is known
+    contrast: float = 1.15  # exponent on intensity over white matter: darkens grey matter
+    gain: float = 1.02  # error of the white-matter anchor
+    bias: float = 0.05  # SD of the log bias field, half the site's, half the person's
+    noise: float = 0.03  # SD of the Rician noise, white matter near 0.85
+    blur_mm: float = 5.0  # Gaussian FWHM
+    seed: int = 1
+
+
+@dataclass(frozen=True)
 class Strata:
     """Discrimination, staging and strata on people unseen by the VAE."""
 
@@ -157,6 +171,7 @@ class Study:
     cohort: Cohort = field(default_factory=Cohort)
     vae: Vae = field(default_factory=Vae)
     maps: Maps = field(default_factory=Maps)
+    sites: Sites = field(default_factory=Sites)
     strata: Strata = field(default_factory=Strata)
     diffusion: Diffusion = field(default_factory=Diffusion)
     release: Release = field(default_factory=Release)
@@ -174,6 +189,7 @@ SMOKE = Study(
     Vae(width=16, blocks=1, channels=4, training=Training(volumes=96, checkpoint_every=32,
                                                           validate_every=48)),
     Maps(nuisance=(0, 5), smoothing_mm=(0.0, 6.0), demons_iterations=8, bootstraps=100),
+    Sites(draws=5),
     Strata(outer_folds=3, components=(5, 10), penalties=(0.1, 1.0), permutations=20,
            bootstraps=100, null_draws=5),
     Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,

@@ -22,9 +22,9 @@ VAGUE = {"utils", "util", "helpers", "helper", "misc", "common"}
 # A module imports only modules named before it; a folder is one module.
 ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
-    "distributed", "checkpoints", "training", "vae", "latents", "rivals", "norms", "anomaly",
-    "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling", "figures",
-    "pages", "__main__",
+    "distributed", "checkpoints", "training", "vae", "latents", "rivals", "norms", "sites",
+    "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
+    "figures", "pages", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.
 EARLY = {"checks": {"space"}}
