@@ -3,12 +3,14 @@
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from dsnb import (
     anomaly,
+    bids,
     cohort,
     diffusion,
     latents,
@@ -35,8 +37,16 @@ class Command:
     """What to run, on which data; every other flag is a setting of the preset."""
 
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
-    # Which model: for `train` only.
-    model: Annotated[Literal["vae", "diffusion", ""], tyro.conf.Positional] = ""
+    # `train`: vae or diffusion. `import`: the folder as received, and the BIDS folder to make.
+    words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
+    source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
+    # For `prepare`: check every table and scan, report all problems, and stop.
+    check: bool = False
+    # For `prepare --check`: read scans again that were checked and have not changed.
+    full: bool = False
+    # For `prepare`: this share of the scans, k/n; a run without it collects them all.
+    shard: str = "1/1"
     # Folder of all products; $DSNB_DATA or `data` where empty.
     data_root: str = ""
     # BIDS folder of registered T1w scans; the phantom where empty.
@@ -73,21 +83,30 @@ def run(command: Command) -> int:
     if verb == "verify":
         pages.verify(pages.REPOSITORY / "book")
         return 0
+    if command.source:
+        source, into = expect(command, "two folders, IN OUT", 2)
+        bids.import_cohort(command.source, Path(source).expanduser(), Path(into).expanduser())
+        return 0
     _, root, raw = pages.open_study(study.name, command.data_root, command.raw)
     if verb == "release":
         verdict = record.read_results(root, "08_fidelity")["headline"]["release"]
         print(f"release: {verdict}")
         return 0 if verdict is True else RELEASE_REFUSED
-    if verb == "train" and not command.model:
-        fix = "say `train vae` or `train diffusion`"
-        raise BadInput("E-MODEL", "command line", "model", "", "vae or diffusion", fix)
     if verb == "train":
-        {"vae": vae, "diffusion": diffusion}[command.model].train(root, study)
+        (model,) = expect(command, "`train vae` or `train diffusion`", 1)
+        trained = {"vae": vae, "diffusion": diffusion}
+        if model not in trained:
+            fix = "say `train vae` or `train diffusion`"
+            raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
+        trained[model].train(root, study)
         return 0
+    expect(command, "no further word", 0)
+    if command.check:
+        return check(root, raw, command.full)
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
         "import": lambda: cohort.gather(root, study, raw),
-        "prepare": lambda: volumes.prepare(root, study, raw),
+        "prepare": lambda: volumes.prepare(root, study, raw, shard=command.shard),
         "encode": lambda: latents.encode(root, study),
         "map": lambda: anomaly.map_departures(root, study),
         "sample": lambda: diffusion.sample(root, study),
@@ -96,6 +115,25 @@ def run(command: Command) -> int:
     }
     walk[verb]()
     return 0
+
+
+def expect(command: Command, what: str, count: int) -> tuple[str, ...]:
+    """Return the words after the verb; refuse another number of them (E-WORDS)."""
+    if len(command.words) != count:
+        fix = "see `dsnb --help`"
+        raise BadInput("E-WORDS", "command line", command.verb, command.words, what, fix)
+    return command.words
+
+
+def check(root: Path, raw: Path | None, full: bool) -> int:
+    """Check a BIDS folder before anything is made of it; print the report, keep `check.json`."""
+    if raw is None:
+        fix = "give your BIDS folder"
+        raise BadInput("E-RAW", "command line", "--raw", "", "a folder to check", fix)
+    found = cohort.check(raw, full, root)
+    print(cohort.as_text(found))
+    record.write_json(root / "check.json", found)
+    return 2 if found["problems"] else 0
 
 
 def main() -> int:
