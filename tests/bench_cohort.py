@@ -15,8 +15,9 @@ import joblib
 import numpy as np
 import psutil
 
-from dsnb import config, phantom, space
-from dsnb.phantom import fields, people
+from dsnb import bids, config, figures, phantom, record, space
+from dsnb.phantom import fields, people, realism, render
+from dsnb.volumes.scan import normalise, place
 
 SMALL = config.PRESETS["small"]
 
@@ -63,6 +64,49 @@ def seconds() -> None:
         print(f"{euploid} euploids, {ds} DS with twins: {spent:.1f} s, {memory:.2f} GB")
 
 
+def prepare(volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+    """Bring one scan in MNI space onto the 3 mm grid, masked and on one intensity scale."""
+    placed = place(volume, affine, SMALL.grid, None, name)[0]
+    return normalise(placed, SMALL.grid, name)[0].astype(np.float32)
+
+
+def draw_phantom(count: int, ages: tuple[float, float]) -> np.ndarray:
+    """Draw and prepare euploids of one site inside an age range, (N, X, Y, Z)."""
+    rows = people.draw_people(SMALL.cohort).query("group == 'euploid' and site == 'public1'")
+    drawn = []
+    for row in rows[rows["age"].between(*ages)].head(count).to_dict("records"):
+        own, shape = people.individual_velocities(row, SMALL.cohort.seed)
+        backward = fields.compose(fields.exponentiate(-own), fields.exponentiate(-shape))
+        scan = render.scan(render.render(backward, row, SMALL, SMALL.grid), row, SMALL)
+        drawn.append(prepare(scan, SMALL.grid.affine, row["participant_id"]))
+    return np.stack(drawn)
+
+
+def compare(folder: Path) -> None:
+    """Write spectra and slices of real scans and as many phantom euploids of their ages."""
+    table, _ = bids.read_participants(folder)
+    paths = sorted(folder.glob("sub-*/anat/*_T1w.nii.gz"))
+    real = np.stack([prepare(*bids.load_volume(path), path.name) for path in paths])
+    ages = table["age"].astype(float)
+    drawn = draw_phantom(len(real), (ages.min(), ages.max()))
+    brain = space.load_template(SMALL.grid).brain
+    found = {}
+    for name, stack in (("real", real), ("phantom", drawn)):
+        found[name] = realism.spectrum(stack, brain, SMALL.grid)
+        snr = [normalise(volume, SMALL.grid, name)[1]["snr"] for volume in stack]
+        found[name]["snr_median"] = float(np.median(snr))
+    found["data"] = folder.resolve().name
+    found["phantom_version"] = phantom.PHANTOM_VERSION
+    found["provenance"] = record.provenance("tests/bench_cohort.py realism", {}, {})
+    book = record.HOME.parent / "book"
+    record.write_json(book / "results/real/realism.json", record.plain(found))
+    shown = {f"real, person {k + 1}": real[k] for k in (0, 20, 40)}
+    shown |= {f"phantom, person {k + 1}": drawn[k] for k in (0, 20, 40)}
+    shown |= {"mean of real": real.mean(0), "mean of phantom": drawn.mean(0)}
+    figures.plot_slices(shown, SMALL.grid.affine).savefig(book / "figures/realism.png")
+    print(found["real"]["residual"], found["phantom"]["residual"], sep="\n")
+
+
 if __name__ == "__main__":
     asked = sys.argv[1:] or ["folding", "seconds"]
     if "folding" in asked:
@@ -70,4 +114,4 @@ if __name__ == "__main__":
     if "seconds" in asked:
         seconds()
     if "realism" in asked:
-        sys.exit("see below")
+        compare(Path(asked[asked.index("realism") + 1]))
