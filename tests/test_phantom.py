@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage, stats
 
 from dsnb import bids, config, phantom, space
-from dsnb.phantom import fields, people, realism, render, scans
+from dsnb.phantom import fields, people, realism, render, summary
 
 SMOKE = space.GRIDS["smoke"]
 SMALL = space.GRIDS["small"]
@@ -304,5 +304,5 @@ def test_summary_reports_the_largest_gap(cohort):
     healthy = truth[truth["stage"] == "n/a"]
     assert len(truth) == 3 and (healthy["frontal_before"] == healthy["frontal_after"]).all()
     truth["cerebellum_after"] += 0.1 * truth["cerebellum_before"]
-    rows = {row["region"]: row for row in scans.region_rows(truth)}
+    rows = {row["region"]: row for row in summary.region_rows(truth)}
     assert rows["cerebellum"]["gap_points"] == pytest.approx(10, abs=2)

@@ -15,9 +15,8 @@ from dsnb.phantom.fields import LATTICE
 from dsnb.phantom.people import SITES, draw_people, individual_velocities, revisit, stream
 from dsnb.phantom.render import render, scan, scan_native
 
-PHANTOM_VERSION = "1.0"
+PHANTOM_VERSION = "1.1"  # frozen: noise, contrast, variation and targets
 HIDDEN = ("number", "factor", "onset_years", "progress")  # of a person; truth.tsv has them
-NATIVE = ("euploid", "DS")  # the first people of each group, half and half
 LOG_STEP = 1 / 4000  # stored unit of log-Jacobians and intensity changes, far below the noise
 
 
@@ -190,46 +189,3 @@ def _truth_row(raw: Path, row: dict) -> dict:
     for name, *values in zip(space.REGIONS, before, after, wanted):
         truth |= {f"{name}_{when}": v for when, v in zip(("before", "after", "wanted"), values)}
     return truth
-
-
-def summarise(root: Path, study: Study) -> dict:
-    """Return the 01 page's numbers: people, folding, and wanted against reached region changes."""
-    record.require(root, "raw")
-    people, truth = (
-        bids.typed(bids.read_table(root / "raw" / name))
-        for name in ("participants.tsv", "derivatives/truth/truth.tsv")
-    )
-    recorded = people[people["kind"] == "recorded"]
-    regions = region_rows(truth)
-    counts = recorded["group"].value_counts()
-    headline = {
-        "subjects": len(recorded), "euploid": int(counts.get("euploid", 0)),
-        "ds": int(counts.get("DS", 0)), "folded_voxels": int(truth["folded_voxels"].sum()),
-        "target_error_points": max(row["gap_points"] for row in regions),
-        "phantom_version": PHANTOM_VERSION,
-    }  # fmt: skip
-    tables = {
-        "regions": regions,
-        "stages": recorded["stage"].value_counts().to_dict(),
-        "sites": recorded.groupby(["group", "site"]).size().unstack(0, fill_value=0).to_dict(),
-        "reasons": {},
-    }
-    return record.plain({"headline": headline, "tables": tables, "timing": {}})
-
-
-def region_rows(truth: pd.DataFrame) -> list[dict]:
-    """Return wanted and reached change of every region in DS from the truth table."""
-    affected = truth[truth["stage"] != "n/a"]
-    return [_region_row(affected, name) for name in space.REGIONS]
-
-
-def _region_row(truth: pd.DataFrame, name: str) -> dict:
-    """Return wanted and reached mean change (%) of one region, overall and by stage."""
-    before = truth[f"{name}_before"]
-    wanted, reached = (100 * (truth[f"{name}_{k}"] / before - 1) for k in ("wanted", "after"))
-    gaps = (reached - wanted).groupby(truth["stage"]).mean().abs()
-    return {
-        "region": name, "base_target_pct": fields.DISEASE[name], "wanted_pct": wanted.mean(),
-        "reached_pct": reached.mean(), "sd_pct": reached.std(ddof=0), "gap_points": gaps.max(),
-        "people": len(truth),
-    }  # fmt: skip
