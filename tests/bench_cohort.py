@@ -2,7 +2,7 @@
 
 `folding` draws 500 people and counts folded voxels and missed targets; `seconds` times 200 euploids
 and 50 people with twins; `realism` compares the phantom with registered open scans (BIDS, MNI) and
-writes book/results/real/realism.json and book/figures/realism.png, which page 01 reads.
+writes book/results/real/realism.json and book/reference/realism.png, which page 01 reads.
 """
 
 import sys
@@ -103,7 +103,7 @@ def compare(folder: Path) -> None:
     shown = {f"real, person {k + 1}": real[k] for k in (0, 20, 40)}
     shown |= {f"phantom, person {k + 1}": drawn[k] for k in (0, 20, 40)}
     shown |= {"mean of real": real.mean(0), "mean of phantom": drawn.mean(0)}
-    figures.plot_slices(shown, SMALL.grid.affine).savefig(book / "figures/realism.png")
+    figures.plot_slices(shown, SMALL.grid.affine).savefig(book / "reference/realism.png")
     print(found["real"]["residual"], found["phantom"]["residual"], sep="\n")
 
 
