@@ -15,6 +15,7 @@ from dsnb.space import Grid
 from dsnb.volumes import prepared_path
 
 SHEET = 24  # people on the sheet of a cohort
+DRAWN = ("planted", "sham", "twin")  # kinds that no scanner made
 BRIGHTEST = 1.1
 
 
@@ -36,44 +37,41 @@ def plot_check(volume: np.ndarray, grid: Grid, title: str) -> Figure:
     return figure
 
 
-def plot_sheet(volumes: np.ndarray, table: pd.DataFrame, grid: Grid) -> Figure:
+def plot_sheet(volumes: np.ndarray, table: pd.DataFrame, grid: Grid, named: bool = False) -> Figure:
     """Show a cut of every scan by `doubt`, the worst first, with its `flag`; the first `SHEET`.
 
-    Row i of `table` belongs to volume i of `volumes` (N, X, Y, Z).
+    Row i of `table` belongs to volume i of `volumes` (N, X, Y, Z); what is drawn from a scan is
+    left out. People are `named` in the data root only, never on a page.
     """
-    worst = table["doubt"].to_numpy().argsort(kind="stable")[::-1][:SHEET]
+    worst = table[~table["kind"].isin(DRAWN)].sort_values("doubt", ascending=False, kind="stable")
     columns = min(6, len(worst))
-    lines = -(-len(worst) // columns)
+    lines = -(-min(SHEET, len(worst)) // columns)
     figure = open_figure(1.6 * columns, 2.1 * lines)
-    for axes in (grid_of := figure.subplots(lines, columns, squeeze=False)).ravel():
+    grid_of = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid_of:
         axes.axis("off")
-    for axes, row in zip(grid_of.ravel(), worst):
+    for axes, (row, entry) in zip(grid_of, worst.iterrows()):
         _draw_scan([axes], np.asarray(volumes[row], np.float32), grid, CUTS[1:2])
-        entry = table.iloc[row]
-        axes.set_title(f"{entry['participant_id']}: {entry['flag']}", fontsize=6)
+        axes.set_title(named * f"{entry['participant_id']}: " + entry["flag"], fontsize=6)
     return figure
 
 
-def save_checks(root: Path, grid: Grid) -> Path:
-    """Write `quality.png` of the product `prepared`, and of real scans one picture each.
+def save_checks(root: Path, grid: Grid) -> None:
+    """Write `quality.png` of the product `prepared`, and one picture for each real scan.
 
     Pictures lie beside the volumes and are no part of the product: one that is there stays, and
-    one that is gone is drawn again. Returns the sheet's path.
+    one that is gone is drawn again.
     """
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
-    folder = root / "prepared"
     if record.read_mark(root)["data"] != "phantom":
-        for row, entry in enumerate(table.to_dict("records")):
-            path = prepared_path(folder, entry["participant_id"], grid)
+        for row, entry in table[~table["kind"].isin(DRAWN)].iterrows():
+            path = prepared_path(root / "prepared", entry["participant_id"], grid)
             path = bids.sidecar_of(path).with_suffix(".png")
             if not path.is_file():
                 title = f"{entry['participant_id']}: {entry['flag']} (doubt {entry['doubt']:.1f})"
                 _save(plot_check(np.asarray(volumes[row], np.float32), grid, title), path)
             record.progress("pictures", row + 1, len(table))
-    judged = np.flatnonzero(~table["kind"].isin(["planted", "sham", "twin"]))
-    sheet = plot_sheet(volumes[judged], table.iloc[judged], grid)
-    _save(sheet, folder / "quality.png")
-    return folder / "quality.png"
+    _save(plot_sheet(volumes, table, grid, named=True), root / "prepared" / "quality.png")
 
 
 def _save(figure: Figure, path: Path) -> None:

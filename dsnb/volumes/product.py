@@ -13,7 +13,15 @@ from dsnb import bids, checks, cohort, config, record, space
 from dsnb.checks import BadInput
 from dsnb.space import REGIONS, Grid
 from dsnb.volumes import native, quality
-from dsnb.volumes.scan import WHITE_MATTER, check_coverage, draw, lies_in_mni, normalise, place
+from dsnb.volumes.scan import (
+    WHITE_MATTER,
+    check_coverage,
+    check_registration,
+    draw,
+    lies_in_mni,
+    normalise,
+    place,
+)
 
 STEP = 1 / 20000  # intensity unit of the int16 files, far below the noise
 TRUTH_STEP = 1 / 4000  # log-volume unit of the int16 files, range +-8
@@ -126,7 +134,7 @@ def _read_scan(source: Path, row: dict, grid: Grid) -> Scan:
         volume, affine, done = native.strip(volume, affine, where)
         mask_ml = native.measure_ml(volume, affine)
         volume = native.correct_bias(volume, affine)
-        matrix = native.register(volume, affine)
+        matrix = native.register(volume, affine, where)
         affine, field = matrix @ affine, matrix @ field
         about = {"NativeToMNI": matrix, "HeadMl": native.estimate_head_ml(matrix)}
         notes = notes + done + ["shading corrected (N4)", "registered (affine)"]
@@ -183,6 +191,8 @@ def _make_row(row: dict, scan: Scan, source: Path, path: Path, key: str, study) 
         about["TrueNativeToMNI"] = told["NativeToMNI"]
     placed, resampled = place(scan.volume, scan.affine, study.grid, displacement, path.name)
     values, qc = normalise(placed, study.grid, path.name)
+    if scan.about:
+        check_registration(qc, path.name)
     about |= {
         "Sources": [f"bids:raw:{row['t1w']}"],
         "SourceDigest": row["sha"],
