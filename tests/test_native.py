@@ -215,9 +215,10 @@ def root(tmp_path_factory):
     """Prepare the two people, half of the scans by each of two shards, then the rest."""
     root = tmp_path_factory.mktemp("native")
     make_native_root(root)
-    for shard in ("2/2", "1/2"):
+    for made, shard in enumerate(("2/2", "1/2"), start=1):
         volumes.prepare(root, STUDY, processes=1, shard=shard)
         assert not (root / "prepared" / "volumes.npy").exists()
+        assert len(list((root / "prepared").rglob("*.nii.gz"))) == 2 * made
     (root / "prepared" / "sub-0" / "anat" / ".sub-0_T1w.nii.gz.99").write_bytes(b"half")
     volumes.prepare(root, STUDY, processes=1)
     return root

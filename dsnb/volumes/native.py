@@ -51,13 +51,18 @@ def find_inside(volume: np.ndarray) -> np.ndarray:
     return volume > (AIR * np.percentile(bright, 98) if bright.size else 0)
 
 
+def can_strip() -> bool:
+    """Tell whether deepbet, an optional package, is installed."""
+    return importlib.util.find_spec("deepbet") is not None
+
+
 def check(volume: np.ndarray, affine: np.ndarray, where: str) -> float:
     """Return a scan's ml; refuse E-EMPTY, and E-SKULL where only deepbet could strip it."""
     filled = measure_ml(volume, affine)
     if filled < SMALLEST_BRAIN_ML:
         seen, expected = f"{filled:.0f} ml", f"at least {SMALLEST_BRAIN_ML} ml"
         raise BadInput("E-EMPTY", where, "what is not empty", seen, expected, LOOK)
-    if filled > LARGEST_BRAIN_ML and not importlib.util.find_spec("deepbet"):
+    if filled > LARGEST_BRAIN_ML and not can_strip():
         seen, expected = f"{filled:.0f} ml", f"at most {LARGEST_BRAIN_ML} ml, as without skull"
         fix = "strip the skull first, or install deepbet: pip install '.[strip]'"
         raise BadInput("E-SKULL", where, "its head", seen, expected, fix)

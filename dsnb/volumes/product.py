@@ -55,14 +55,15 @@ def prepare(
     part, parts = _parse_shard(shard)
     table = cohort.load(root)
     source, parents = (root / "raw", ("cohort", "raw")) if raw is None else (raw, ("cohort",))
-    if raw is not None:
-        _probe(source, table, study.grid)
     # Planted scans and their shams share the original's file; the phantom's have their own.
     drawn = table["kind"].isin(["planted", "sham"]) & table.duplicated("t1w", keep=False)
     settings, modules = {"grid": vars(study.grid)}, ("volumes", "bids", "checks", "space")
     if drawn.any():
         settings |= {"severity": study.cohort.severity, "seed": study.cohort.seed}
         modules += ("phantom",)
+    if raw is not None:
+        _probe(source, table, study.grid)
+        settings["deepbet"] = native.can_strip()  # once installed, it makes up for refused heads
     product = record.begin(root, "prepared", "prepare", settings, parents, modules)
     if product.done:
         return
