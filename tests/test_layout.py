@@ -145,7 +145,8 @@ def test_figures_know_no_models():
 
 def test_third_party_imports_are_declared():
     """The claim that `pip install` brings all that the package imports would fall."""
-    declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
+    lines = project()["dependencies"] + project()["optional-dependencies"]["strip"]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
     tops = {name.split(".")[0] for path in MODULES for name in imported(path)}
     others = tops - set(sys.stdlib_module_names) - {"dsnb"}
     needed = {canonicalize_name(INSTALLED_AS.get(name.lower(), name)) for name in others}

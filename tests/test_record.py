@@ -1,6 +1,8 @@
 """Products, digests and results: what is current, what changed, what is damaged."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
@@ -103,3 +105,19 @@ def test_comments_do_not_change_the_code_digest(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
         digests.append(record.code_digest(name))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_verbs_that_begin_at_once_keep_each_others_files(tmp_path):
+    """Shards of one job open an outdated product together: nobody clears what another wrote."""
+    for trial in range(5):
+        make(tmp_path, settings={"trial": trial})
+        changed, together = {"trial": trial + 1}, Barrier(6)
+
+        def begin(shard, changed=changed, together=together):
+            together.wait()
+            product = record.begin(tmp_path, "cohort", "verb", changed, (), ("space",))
+            (product.folder / f"{shard}.tsv").write_text("a\n")
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(begin, range(6)))
+        assert len(list((tmp_path / "cohort").glob("?.tsv"))) == 6

@@ -4,6 +4,7 @@
 damaged.
 """
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -108,8 +109,16 @@ def begin(
         "parents": keys,
         "code": code_digest(*code),
     }
-    product = Product(root, name, note)
-    folder, begun = product.folder, product.folder / ".begun"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".begin").open("w") as file:  # shards begin one product at the same moment
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return _open(Product(root, name, note), root)
+
+
+def _open(product: Product, root: Path) -> Product:
+    """Find a product current, unfinished, outdated, foreign or absent; clear what is outdated."""
+    folder, name, note = product.folder, product.name, product.note
+    begun, verb = folder / ".begun", note["verb"]
     manifest = _manifest(root, name)
     if manifest and manifest["key"] == product.key:
         fault = _damaged(folder, manifest)

@@ -1,9 +1,11 @@
 """Raw T1w -> prepared volume on the study grid: one resampling, one intensity scale, QC numbers.
 
-This version takes skull-stripped scans in MNI space: the phantom's, which lie on the study grid
-already, and others, which are resampled once. Native scans are refused with the reason.
+A scan that lies in MNI space already (the phantom's do) is resampled at most once; a native one
+is stripped of its skull, corrected for shading and registered first, and still resampled once.
 """
 
-from dsnb.volumes.product import prepare, summarise
+from dsnb.volumes.product import prepare, prepared_path
+from dsnb.volumes.quality import QC
+from dsnb.volumes.summary import compare_native, summarise
 
-__all__ = ["prepare", "summarise"]
+__all__ = ["QC", "compare_native", "prepare", "prepared_path", "summarise"]

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -11,52 +12,92 @@ import pandas as pd
 from dsnb import bids, checks, cohort, config, record, space
 from dsnb.checks import BadInput
 from dsnb.space import REGIONS, Grid
-from dsnb.volumes.scan import QC, WHITE_MATTER, draw, normalise, place
+from dsnb.volumes import native, quality
+from dsnb.volumes.scan import (
+    WHITE_MATTER,
+    check_coverage,
+    check_registration,
+    draw,
+    lies_in_mni,
+    normalise,
+    place,
+)
 
 STEP = 1 / 20000  # intensity unit of the int16 files, far below the noise
 TRUTH_STEP = 1 / 4000  # log-volume unit of the int16 files, range +-8
-OUTLIER = 3.5  # robust SDs below the cohort's median that earn a flag
 WHEN = ("before", "after")
 
 
-def prepare(root: Path, study: config.Study, raw: Path | None = None, processes: int = 2) -> None:
+class Scan(NamedTuple):
+    """A stripped scan in its own voxels (RAS), and all that is known of it."""
+
+    volume: np.ndarray  # (X, Y, Z), its shading corrected where it is native
+    affine: np.ndarray  # (4, 4), voxel to MNI mm
+    notes: list[str]  # what was done to it
+    quality: dict[str, float | None]
+    about: dict  # of the sidecar: a native scan's matrix and head size
+
+
+def prepare(
+    root: Path,
+    study: config.Study,
+    raw: Path | None = None,
+    processes: int = 2,
+    shard: str = "1/1",
+) -> None:
     """Prepare every row of the cohort's table into the product `prepared`; a killed run goes on.
 
     `raw` is the BIDS folder of the import (None: the phantom under `root`). A scan that cannot
     be used is listed in exclusions.tsv with its reason, and so is what is drawn from it; where
-    the first scans all fail, nothing is written (E-NOTMNI, E-SKULL, ...).
+    the first scans all fail, nothing is written (E-SKULL, E-EMPTY, E-CHANGED). `shard` k/n makes
+    only every n-th scan's files, beside others that do theirs; a run without it finishes.
     """
+    part, parts = _parse_shard(shard)
     table = cohort.load(root)
     source, parents = (root / "raw", ("cohort", "raw")) if raw is None else (raw, ("cohort",))
-    if raw is not None:
-        _probe(source, table, study.grid)
     # Planted scans and their shams share the original's file; the phantom's have their own.
     drawn = table["kind"].isin(["planted", "sham"]) & table.duplicated("t1w", keep=False)
     settings, modules = {"grid": vars(study.grid)}, ("volumes", "bids", "checks", "space")
     if drawn.any():
         settings |= {"severity": study.cohort.severity, "seed": study.cohort.seed}
         modules += ("phantom",)
+    if raw is not None:
+        _probe(source, table, study.grid)
+        settings["deepbet"] = native.can_strip()  # once installed, it makes up for refused heads
     product = record.begin(root, "prepared", "prepare", settings, parents, modules)
     if product.done:
         return
-    shape = (len(table), *study.grid.shape)
-    np.lib.format.open_memmap(product.folder / ".all.npy", "w+", np.float16, shape).flush()
-    jobs = (
-        joblib.delayed(_prepare_row)(row, number, source, product, study)
-        for number, row in enumerate(table.assign(drawn=drawn).to_dict("records"))
-    )
-    answers = []
-    for answer in joblib.Parallel(processes, return_as="generator")(jobs):
-        answers.append(answer)
-        record.progress("prepare", len(answers), len(table))
-    kept = _write_tables(product.folder, table, answers)
-    _keep_rows(product.folder, kept)
+    scans = [rows.to_dict("records") for _, rows in table.assign(drawn=drawn).groupby("t1w")]
+    jobs = [joblib.delayed(_prepare_scan)(rows, source, product, study) for rows in scans]
+    answers, mine = {}, jobs[part - 1 :: parts]
+    for done, found in enumerate(joblib.Parallel(processes, return_as="generator")(mine), start=1):
+        answers |= {answer["participant_id"]: answer for answer in found}
+        record.progress("prepare", done, len(mine))
+    if parts > 1:
+        record.say(f"prepare: share {shard} is made; once all are, run it without a shard")
+        return
+    kept = _write_tables(product.folder, table, [answers[name] for name in table["participant_id"]])
+    _gather_volumes(product.folder, table.loc[kept, "participant_id"], study.grid, processes)
     _write_truth(product.folder, source, table[kept], study.grid)
     bids.describe(product.folder, "Prepared volumes", "bids:raw")
-    seconds = [answer["seconds"] for answer in answers if "seconds" in answer]
-    timing = {"seconds_per_volume": float(np.mean(seconds)) if seconds else None}
-    record.write_json(product.folder / "timing.json", timing)
+    record.write_json(product.folder / "timing.json", _time(answers.values()))
     product.finish()
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    """Read k/n, the k-th of n shares; refuse anything else (E-SHARD)."""
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        expected = "k/n with k from 1 to n"
+        raise BadInput("E-SHARD", "prepare", "shard", shard, expected, "say for example 1/8")
+    return int(part), int(parts)
+
+
+def _time(answers) -> dict[str, float | None]:
+    """Return the mean seconds of the scans made here, the phantom's native ones apart."""
+    names = ("seconds_per_volume", "seconds_per_native_volume")
+    found = [[answer[name] for answer in answers if name in answer] for name in names]
+    return {name: float(np.mean(each)) if each else None for name, each in zip(names, found)}
 
 
 def _probe(source: Path, table: pd.DataFrame, grid: Grid) -> None:
@@ -64,7 +105,9 @@ def _probe(source: Path, table: pd.DataFrame, grid: Grid) -> None:
     problems, first = [], table[table["kind"] == "recorded"].head(3).to_dict("records")
     for row in first:
         try:
-            place(*_load(source, row)[:2], grid, None, row["t1w"])
+            volume, affine, _ = _load(source, row)
+            if not lies_in_mni(volume, affine, grid):
+                native.check(volume, affine, Path(row["t1w"]).name)
         except BadInput as problem:
             problems.append(problem)
     if len(problems) == len(first):
@@ -81,49 +124,85 @@ def _load(source: Path, row: dict) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return *bids.as_ras(volume, affine), notes
 
 
+def _read_scan(source: Path, row: dict, grid: Grid) -> Scan:
+    """Read a scan and find where it lies in MNI space; a native one is stripped and corrected.
+
+    Refuses E-EMPTY, E-SKULL, and E-CROP where too little of the brain is in its field of view.
+    """
+    volume, affine, notes = _load(source, row)
+    where, shape, field, about, mask_ml = Path(row["t1w"]).name, volume.shape, affine, {}, None
+    if not lies_in_mni(volume, affine, grid):
+        volume, affine, done = native.strip(volume, affine, where)
+        mask_ml = native.measure_ml(volume, affine)
+        volume = native.correct_bias(volume, affine)
+        matrix = native.register(volume, affine, where)
+        affine, field = matrix @ affine, matrix @ field
+        about = {"NativeToMNI": matrix, "HeadMl": native.estimate_head_ml(matrix)}
+        notes = notes + done + ["shading corrected (N4)", "registered (affine)"]
+    covered = check_coverage(shape, field, grid, where)
+    spread = quality.measure_edge_spread(volume, affine)
+    numbers = {"edge_spread": spread, "cropped": 1 - covered, "mask_ml": mask_ml}
+    return Scan(volume, affine, notes, numbers, about)
+
+
 def prepared_path(folder: Path, name: str, grid: Grid, what: str = "prepared_T1w") -> Path:
     """Return the BIDS-derivative path of one person's volume under the product's folder."""
     file = f"{name}_space-{space.SPACE}_res-{grid.voxel_mm:g}mm_desc-{what}.nii.gz"
     return folder / name / "anat" / file
 
 
-def _prepare_row(row: dict, number: int, source: Path, product: record.Product, study) -> dict:
-    """Make one row's files and fill its place in `.all.npy`; return its QC, or code and reason."""
-    name = row["participant_id"]
-    path = prepared_path(product.folder, name, study.grid)
-    made, begun = not bids.sidecar_of(path).is_file(), time.perf_counter()
-    if made:
+def _prepare_scan(rows: list[dict], source: Path, product: record.Product, study) -> list[dict]:
+    """Make the files of all rows of one scan; return each one's QC, or its code and reason."""
+    begun, scan, answers = time.perf_counter(), None, []
+    for row in rows:
+        path = prepared_path(product.folder, row["participant_id"], study.grid)
+        made, answer = (
+            not bids.sidecar_of(path).is_file(),
+            {"participant_id": row["participant_id"]},
+        )
         try:
-            _make_row(row, source, path, product.key, study)
+            if made and scan is None:
+                scan = _read_scan(source, row, study.grid)
+            if made:
+                _make_row(row, scan, source, path, product.key, study)
         except BadInput as problem:
-            return {"participant_id": name, "code": problem.code, "reason": str(problem)}
-    volumes = np.lib.format.open_memmap(product.folder / ".all.npy", "r+")
-    volumes[number] = bids.load_volume(path)[0]
-    about = json.loads(bids.sidecar_of(path).read_text())
-    timing = {"seconds": time.perf_counter() - begun} if made and not row["drawn"] else {}
-    notes = "; ".join(about["Notes"])
-    return {"participant_id": name, **about["QC"], "notes": notes, **timing}
+            failed = {"code": problem.code, "reason": str(problem)}
+            if scan is None:
+                return [{"participant_id": row["participant_id"], **failed} for row in rows]
+            answers.append(answer | failed)
+            continue
+        if made and row is rows[0]:
+            unit = "native_volume" if row["kind"] == "native" else "volume"
+            answer[f"seconds_per_{unit}"] = time.perf_counter() - begun
+        about = json.loads(bids.sidecar_of(path).read_text())
+        told = {"head_ml": about.get("HeadMl"), "notes": "; ".join(about["Notes"])}
+        answers.append(answer | about["QC"] | told)
+    return answers
 
 
-def _make_row(row: dict, source: Path, path: Path, key: str, study: config.Study) -> None:
+def _make_row(row: dict, scan: Scan, source: Path, path: Path, key: str, study) -> None:
     """Write one prepared volume, its truth where it is drawn here, and the sidecar last."""
-    volume, affine, notes = _load(source, row)
-    displacement = None
+    displacement, about = None, dict(scan.about)
     if row["drawn"]:
         displacement, truth, measured = draw(row, study)
         target = prepared_path(path.parents[2], row["participant_id"], study.grid, "truth_logjac")
         bids.save_volume(target, truth, study.grid, measured, TRUTH_STEP)
-    placed, resampled = place(volume, affine, study.grid, displacement, path.name)
+    if row["kind"] == "native":  # the phantom's: it knows where it came from
+        told = json.loads(bids.sidecar_of(source / row["t1w"]).read_text())
+        about["TrueNativeToMNI"] = told["NativeToMNI"]
+    placed, resampled = place(scan.volume, scan.affine, study.grid, displacement, path.name)
     values, qc = normalise(placed, study.grid, path.name)
-    about = {
+    if scan.about:
+        check_registration(qc, path.name)
+    about |= {
         "Sources": [f"bids:raw:{row['t1w']}"],
         "SourceDigest": row["sha"],
         "GeneratedBy": {"Name": "dsnb prepare", "Key": key},
         "SpatialReference": space.SPACE,
         "SkullStripped": True,
         "Units": f"white-matter mode = {WHITE_MATTER}",
-        "Notes": notes + ["resampled once"] * resampled,
-        "QC": qc,
+        "Notes": scan.notes + ["resampled once"] * resampled,
+        "QC": qc | scan.quality,
     }
     bids.save_volume(path, values, study.grid, about, STEP)
 
@@ -134,8 +213,8 @@ def _write_tables(folder: Path, table: pd.DataFrame, answers: list[dict]) -> np.
     What is drawn from an excluded scan is excluded with it. Nobody left is refused.
     """
     bad = {answer["participant_id"] for answer in answers if "code" in answer}
-    for answer, origin in zip(answers, table["origin"]):
-        if origin in bad and "code" not in answer:
+    for answer, origin, kind in zip(answers, table["origin"], table["kind"]):
+        if origin in bad and kind != "repeat" and "code" not in answer:
             answer |= {"code": "E-ORIGIN", "reason": "its original is excluded"}
     kept = np.array(["code" not in answer for answer in answers])
     out = pd.DataFrame([answer for answer in answers if "code" in answer])
@@ -146,36 +225,26 @@ def _write_tables(folder: Path, table: pd.DataFrame, answers: list[dict]) -> np.
     for code, several in out.groupby("code"):
         record.say(f"prepare: {len(several)} excluded, {code}")
     bids.write_table(folder / "exclusions.tsv", out)
-    judged = pd.DataFrame(answers, index=table.index)[[*QC, "notes"]]
-    prepared = table.join(judged)[kept]
-    bids.write_table(folder / "participants.tsv", prepared.assign(flag=find_outliers(prepared)))
+    found = pd.DataFrame(answers, index=table.index)
+    prepared = table.join(found[[*quality.QC, "notes"]])[kept]
+    prepared["mask_ml"] = prepared["mask_ml"].astype(float)
+    prepared["tiv_ml"] = prepared["tiv_ml"].fillna(found["head_ml"].astype(float))
+    prepared = prepared.join(quality.find_outliers(prepared))
+    bids.write_table(folder / "participants.tsv", prepared)
     return kept
 
 
-def find_outliers(table: pd.DataFrame) -> list[str]:
-    """Return a flag a row: which QC numbers lie far below the cohort's median, else `ok`."""
-    flags = [[] for _ in range(len(table))]
-    for name in ("mask_dice", "template_r", "snr"):
-        values = table[name].to_numpy(float)
-        spread = 1.4826 * np.median(np.abs(values - np.median(values)))
-        for row in np.flatnonzero(values < np.median(values) - OUTLIER * max(spread, 1e-6)):
-            flags[row].append(f"low {name}")
-    return [", ".join(flag) or "ok" for flag in flags]
-
-
-def _keep_rows(folder: Path, kept: np.ndarray) -> None:
-    """Turn `.all.npy` into volumes.npy, without the excluded rows."""
-    whole = folder / ".all.npy"
-    if kept.all():
-        whole.replace(folder / "volumes.npy")
-        return
-    volumes, rows = np.load(whole, mmap_mode="r", allow_pickle=False), np.flatnonzero(kept)
-    shape = (len(rows), *volumes.shape[1:])
-    chosen = np.lib.format.open_memmap(folder / "volumes.npy", "w+", np.float16, shape)
-    for place_of, row in enumerate(rows):
-        chosen[place_of] = volumes[row]
-    chosen.flush()
-    whole.unlink()
+def _gather_volumes(folder: Path, names: pd.Series, grid: Grid, processes: int) -> None:
+    """Put everybody's volume into volumes.npy (N, X, Y, Z), in the table's order."""
+    for left in folder.rglob(".sub-*"):  # what a killed run had half written
+        left.unlink()
+    read = (joblib.delayed(bids.load_volume)(prepared_path(folder, name, grid)) for name in names)
+    shape, path = (len(names), *grid.shape), folder / "volumes.npy"
+    volumes = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    found = joblib.Parallel(processes, prefer="threads", return_as="generator")(read)
+    for row, (volume, _) in enumerate(found):
+        volumes[row] = volume
+    volumes.flush()
 
 
 def _write_truth(folder: Path, source: Path, table: pd.DataFrame, grid: Grid) -> None:
@@ -205,37 +274,3 @@ def _write_truth(folder: Path, source: Path, table: pd.DataFrame, grid: Grid) ->
         truth[row] = bids.load_volume(path)[0]
     truth.flush()
     bids.write_table(folder / "truth.tsv", pd.DataFrame(rows, columns=columns))
-
-
-def summarise(root: Path, study: config.Study) -> dict:
-    """Return the 02 page's numbers: how many were prepared or excluded, and QC by group.
-
-    Group-level only: who is flagged or excluded stands in the product's own tables.
-    """
-    record.require(root, "prepared")
-    folder = root / "prepared"
-    table = bids.typed(bids.read_table(folder / "participants.tsv"))
-    excluded = bids.read_table(folder / "exclusions.tsv")
-    timing = json.loads((folder / "timing.json").read_text())
-    spread = table.groupby(["group", "kind"])[list(QC)].quantile([0.0, 0.5, 1.0])
-    spread = spread.rename_axis(["group", "kind", "quantile"]).reset_index()
-    flagged = table["flag"].ne("ok").groupby([table["group"], table["kind"]])
-    native = "native scans come with a later version; these lay in MNI space already"
-    headline = {
-        "prepared": len(table),
-        "excluded": len(excluded),
-        "seconds_per_volume": timing["seconds_per_volume"],
-        "mask_dice_min": None,
-        "native_error": None,
-        "flagged": int(table["flag"].ne("ok").sum()),
-    }
-    reasons = {"mask_dice_min": native, "native_error": native}
-    if timing["seconds_per_volume"] is None:
-        reasons["seconds_per_volume"] = "an earlier run made them all"
-    tables = {
-        "qc": spread.to_dict("records"),
-        "flags": flagged.agg(["sum", "size"]).reset_index().to_dict("records"),
-        "exclusions": excluded["code"].value_counts().to_dict(),
-        "reasons": reasons,
-    }
-    return {"headline": headline, "tables": tables, "timing": timing}

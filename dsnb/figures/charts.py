@@ -1,0 +1,146 @@
+"""Tables as charts; colours are told apart by the colour-blind."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsnb.figures.slices import open_figure
+
+# Okabe and Ito's palette; the two groups keep their colours on every page.
+COLOURS = {"euploid": "#0072B2", "DS": "#D55E00"}
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A", "#000000")
+
+
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    others = iter(OTHERS * (1 + len(names) // len(OTHERS)))
+    return {name: COLOURS.get(name) or next(others) for name in names}
+
+
+def _plain_axes(axes: Axes, x_label: str, y_label: str):
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_bars(
+    table: pd.DataFrame | list[dict],
+    value: str,
+    low: str,
+    high: str,
+    label: str,
+    unit: str,
+    reference: tuple[str, float] | None = None,
+) -> Figure:
+    """Show one value a row with its interval, in table order; `reference` is (name, value).
+
+    A missing value is written as "not computed"; a missing interval is left out.
+    """
+    table = pd.DataFrame(table).reset_index(drop=True)
+    axes = (figure := open_figure(6.2, 0.9 + 0.32 * len(table))).subplots()
+    for place, row in table.iterrows():
+        if pd.isna(row[value]):
+            style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+            axes.text(0.02, place, "not computed", color="dimgrey", **style)
+            continue
+        if not (pd.isna(row[low]) or pd.isna(row[high])):
+            axes.plot([row[low], row[high]], [place, place], color=COLOURS["euploid"], lw=2)
+        axes.plot(row[value], place, "o", color=COLOURS["euploid"], ms=5)
+    if reference:
+        axes.axvline(reference[1], color=COLOURS["DS"], ls="--", lw=1)
+        axes.set_title(f"dashed: {reference[0]}", fontsize=8, color=COLOURS["DS"], loc="right")
+    axes.set_yticks(range(len(table)), [str(name) for name in table[label]], fontsize=8)
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    _plain_axes(axes, unit, "")
+    return figure
+
+
+def plot_scatter(
+    x: Sequence[float],
+    y: Sequence[float],
+    labels: Sequence[str],
+    x_label: str,
+    y_label: str,
+    ranges: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Figure:
+    """Show named points beside the identity line; `ranges` of x and y are (N, 2): low, high."""
+    axes = (figure := open_figure(5.2, 4.6)).subplots()
+    x, y = (np.asarray(values, float) for values in (x, y))
+    ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
+    ends += np.array([-0.1, 0.1]) * np.ptp(ends)
+    axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
+    named = zip(("xerr", "yerr"), ranges or (), (x, y))
+    bars = {name: np.abs(limits.T - values) for name, limits, values in named}
+    axes.errorbar(x, y, fmt="o", color=COLOURS["euploid"], ms=5, lw=1, alpha=0.8, **bars)
+    for place, name in zip(zip(x, y), labels):
+        style = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(str(name).replace("_", " "), place, **style)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    _plain_axes(axes, x_label, y_label)
+    return figure
+
+
+def plot_training(
+    stats: pd.DataFrame, terms: Sequence[str], validation: str, unit: str, seen: str = "seen"
+) -> Figure:
+    """Show the weighted loss terms and the validation score against volumes seen.
+
+    Steps without a value are left out.
+    """
+    figure = open_figure(8.0, 3.0)
+    losses, scores = figure.subplots(1, 2)
+    for name, colour in _colours(list(terms)).items():
+        losses.plot(*stats[[seen, name]].dropna().to_numpy().T, color=colour, lw=1.2, label=name)
+    losses.set_yscale("log")
+    losses.legend(frameon=False, fontsize=8)
+    known = stats[[seen, validation]].dropna()
+    scores.plot(*known.to_numpy().T, "o-", color=COLOURS["euploid"], ms=3, lw=1.2)
+    _plain_axes(losses, "volumes seen", "loss term, weighted")
+    _plain_axes(scores, "volumes seen", unit)
+    return figure
+
+
+def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
+    """Show radial power spectra {name: (F,)} over spatial frequency (cycles per mm)."""
+    axes = (figure := open_figure(5.2, 3.4)).subplots()
+    for name, colour in _colours(list(power)).items():
+        axes.loglog(per_mm, power[name], color=colour, lw=1.5, label=name)
+    axes.legend(frameon=False, fontsize=8)
+    _plain_axes(axes, "spatial frequency (cycles per mm)", "mean power")
+    return figure
+
+
+def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
+    """Show every value of each group {name: (N,)}, its median and quartiles."""
+    axes = (figure := open_figure(1.2 + 1.1 * len(groups), 3.2)).subplots()
+    jitter = np.random.default_rng(0)
+    for place, (name, colour) in enumerate(_colours(list(groups)).items()):
+        values = np.asarray(groups[name], float)
+        x = place + jitter.uniform(-0.18, 0.18, len(values))
+        axes.plot(x, values, ".", color=colour, alpha=0.5, ms=4)
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        axes.plot([place - 0.3, place + 0.3], [middle, middle], color="black", lw=1.5)
+        axes.plot([place, place], [low, high], color="black", lw=3, alpha=0.5)
+    names = [f"{name}\nn = {len(values)}" for name, values in groups.items()]
+    axes.set_xticks(range(len(groups)), names, fontsize=8)
+    _plain_axes(axes, "", unit)
+    return figure
+
+
+def plot_embedding(
+    scores: np.ndarray, groups: Sequence[str], variance: Sequence[float] | None = None
+) -> Figure:
+    """Show the first two of `scores` (N, K) by group; `variance` holds explained shares (0..1)."""
+    axes = (figure := open_figure(4.8, 4.0)).subplots()
+    groups = np.asarray(groups, str)
+    for (name, colour), mark in zip(_colours(list(dict.fromkeys(groups))).items(), "os^Dv<>P" * 4):
+        rows = groups == name
+        axes.plot(*scores[rows, :2].T, mark, color=colour, ms=4, alpha=0.6, mew=0,
+                  label=f"{name} (n = {rows.sum()})")  # fmt: skip
+    shares = ["", ""] if variance is None else [f" ({100 * share:.0f} %)" for share in variance]
+    axes.legend(frameon=False, fontsize=8)
+    _plain_axes(axes, f"component 1{shares[0]}", f"component 2{shares[1]}")
+    return figure
