@@ -113,6 +113,20 @@ def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
+def plot_curves(
+    curves: dict[str, pd.DataFrame], x: str, y: str, x_label: str, y_label: str
+) -> Figure:
+    """Show one curve a table {name: columns x, y, low, high}, with its interval as a band."""
+    axes = (figure := open_figure(5.2, 3.4)).subplots()
+    for (name, colour), table in zip(_colours(list(curves)).items(), curves.values()):
+        axes.fill_between(table[x], table["low"], table["high"], color=colour, alpha=0.2, lw=0)
+        axes.plot(table[x], table[y], "o-", color=colour, ms=3, lw=1.5, label=name)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+    _plain_axes(axes, x_label, y_label)
+    return figure
+
+
 def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     """Show every value of each group {name: (N,)}, its median and quartiles."""
     axes = (figure := open_figure(1.2 + 1.1 * len(groups), 3.2)).subplots()
