@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from nilearn import datasets
 from scipy import ndimage
 
 SPACE = "MNI152NLin2009aSym"
+MARGIN = 8  # voxels of 1 mm around the brain, wider than any low-pass
 CENTRE_MM = (0.0, -17.0, 5.0)
 GROUPS = ("euploid", "DS")
 STAGES = ("asymptomatic", "prodromal", "dementia")
@@ -202,15 +204,20 @@ def ventricles(x: np.ndarray, y: np.ndarray, z: np.ndarray, csf: np.ndarray) -> 
     return np.where(inside, csf, 0).astype(np.float32)
 
 
-@cache
-def region_masks_1mm() -> np.ndarray:
-    """Return soft region memberships at 1 mm, (R, 197, 233, 189) in the order of REGIONS."""
+def _region_masks_1mm() -> tuple[np.ndarray, np.ndarray]:
+    """Return soft region memberships at 1 mm around the brain, (R, X, Y, Z), and their affine."""
     _, gm, wm, brain, affine = template_1mm()
+    box = tuple(
+        slice(max(side.start - MARGIN, 0), side.stop + MARGIN)
+        for side in ndimage.find_objects((brain > 0).astype(np.int8))[0]
+    )
+    affine = affine @ nib.affines.from_matvec(np.eye(3), [side.start for side in box])
+    gm, wm, brain = gm[box], wm[box], brain[box]
     csf = np.clip(brain - gm - wm, 0, 1)
     voxels = np.indices(gm.shape, dtype=np.float32)
     mm = voxels + affine[:3, 3, None, None, None].astype(np.float32)
     masks = _region_formulas(mm, gm * brain, wm * brain, csf)
-    return np.stack([masks[name].astype(np.float32) for name in REGIONS])
+    return np.stack([masks[name].astype(np.float32) for name in REGIONS]), affine
 
 
 @cache
@@ -225,8 +232,8 @@ def region_masks(grid: Grid) -> np.ndarray:
     path = home / f"regions-{grid.voxel_mm:g}mm-{shape}-{source}.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False)
-    affine = template_1mm()[-1]
-    masks = np.stack([onto_grid(mask, affine, grid) for mask in region_masks_1mm()])
+    fine, affine = _region_masks_1mm()
+    masks = np.stack([onto_grid(mask, affine, grid) for mask in fine])
     home.mkdir(parents=True, exist_ok=True)
     aside = home / f".{path.stem}-{os.getpid()}.npy"
     np.save(aside, masks)
