@@ -49,7 +49,7 @@ class Command:
     shard: str = "1/1"
     # Folder of all products; $DSNB_DATA or `data` where empty.
     data_root: str = ""
-    # BIDS folder of registered T1w scans; the phantom where empty.
+    # BIDS folder of T1w scans; the phantom where empty.
     raw: str = ""
     # Print the settings and stop.
     dry_run: bool = False
