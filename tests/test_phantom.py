@@ -167,6 +167,13 @@ def test_a_second_visit_is_the_same_person_later(tmp_path):
         assert -0.08 < change < 0.005
     assert truth.loc["sub-d0001ses2", "progress"] >= truth.loc["sub-d0001", "progress"]
     assert truth.loc["sub-d0001ses2", "factor"] == truth.loc["sub-d0001", "factor"]
+    settings = config.Cohort(euploid=0, ds=60)
+    for row in people.draw_people(settings).to_dict("records"):
+        again = people.revisit(settings, row)
+        years = again["age"] - row["onset_years"]
+        moving = people.PROGRESS_YEARS[0] + 2 < years < people.PROGRESS_YEARS[-1]
+        assert again["progress"] > row["progress"] or not moving
+        assert (again["stage"] == "dementia") == (years > 0)
 
 
 def test_intensity_truth_is_what_the_disease_changed(cohort):
