@@ -1,6 +1,5 @@
 """Native scans find the template, lose their shading, and are judged; heads are never guessed."""
 
-import importlib.util
 import json
 import shutil
 
@@ -112,8 +111,7 @@ def test_a_head_is_not_taken_for_a_brain(posed, monkeypatch):
     grown = ndimage.binary_dilation(volume > 0, iterations=9)
     whole = np.pad(np.where(grown, np.maximum(volume, 150), 0), 40)
     assert (whole == 0).mean() > 0.8
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "deepbet" and found(name))
+    monkeypatch.setattr(native, "can_strip", lambda: False)
     with pytest.raises(BadInput, match=r"E-SKULL.*pip install '\.\[strip\]'"):
         native.strip(whole, affine, "scan")
     with pytest.raises(BadInput, match="E-EMPTY"):
