@@ -13,6 +13,7 @@ from dsnb import (
     bids,
     cohort,
     diffusion,
+    figures,
     latents,
     pages,
     phantom,
@@ -106,7 +107,7 @@ def run(command: Command) -> int:
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
         "import": lambda: cohort.gather(root, study, raw),
-        "prepare": lambda: volumes.prepare(root, study, raw, shard=command.shard),
+        "prepare": lambda: prepare(root, study, raw, command.shard),
         "encode": lambda: latents.encode(root, study),
         "map": lambda: anomaly.map_departures(root, study),
         "sample": lambda: diffusion.sample(root, study),
@@ -134,6 +135,13 @@ def check(root: Path, raw: Path | None, full: bool) -> int:
     print(cohort.as_text(found))
     record.write_json(root / "check.json", found)
     return 2 if found["problems"] else 0
+
+
+def prepare(root: Path, study: Study, raw: Path | None, shard: str) -> None:
+    """Prepare the scans; where all are done, draw the pictures to judge them by."""
+    volumes.prepare(root, study, raw, shard=shard)
+    if shard == Command.shard:
+        figures.save_checks(root, study.grid)
 
 
 def main() -> int:
