@@ -21,6 +21,7 @@ FOLDING, FOLDING_MM = 0.08, 4.0  # DS: share by which sulci are smoothed (5-10 %
 BLUR_MM = 0.8  # SD of the scanner's point spread
 NATIVE_MM = (1.1, 0.9, 1.0)  # voxel of the native scans
 NATIVE_SHAPE = (176, 232, 200)
+NATIVE_NOISE = 3.0  # times that of the study grid, whose voxels average over many
 TURN_DEGREES, SHIFT_MM = 8.0, 8.0  # SD of the head's pose in the scanner
 
 
@@ -68,7 +69,7 @@ def render(displacement: np.ndarray, row: dict, study: Study, grid: Grid) -> np.
         around /= np.maximum(ndimage.gaussian_filter(mixed, widths), 1e-6)
         part += np.float32(FOLDING * row["factor"]) * (around - part)
     rng, (_, _, grey, bias) = stream(seed, row, "scanner"), SITES[row["site"]]
-    levels = np.array(LEVELS) + rng.normal(0, LEVELS_SD) + (grey, 0, 0)
+    levels = np.float32(np.array(LEVELS) + rng.normal(0, LEVELS_SD) + (grey, 0, 0))
     tissue = mixed * (part * levels[0] + (1 - part) * levels[2]) + wm * levels[1]
     volume = tissue + TEXTURE * texture
     field = np.exp(bias * onto(smooth_noise(rng, 1, 45.0)[0], LATTICE, grid))
@@ -76,11 +77,12 @@ def render(displacement: np.ndarray, row: dict, study: Study, grid: Grid) -> np.
     return np.where(brain, blurred, 0).astype(np.float32)
 
 
-def scan(clean: np.ndarray, row: dict, study: Study) -> np.ndarray:
+def scan(clean: np.ndarray, row: dict, study: Study, louder: float = 1.0) -> np.ndarray:
     """Return the scanner's volume (X, Y, Z) in site units: Rician noise inside the brain."""
-    scale, louder, *_ = SITES[row["site"]]
+    scale, loud, *_ = SITES[row["site"]]
     rng = stream(study.cohort.seed, row, "noise")
-    noise = rng.standard_normal((2, *clean.shape), dtype=np.float32) * study.cohort.noise * louder
+    sd = np.float32(study.cohort.noise * loud * louder)
+    noise = sd * rng.standard_normal((2, *clean.shape), dtype=np.float32)
     return np.where(clean > 0, scale * np.hypot(clean + noise[0], noise[1]), 0).astype(np.float32)
 
 
@@ -93,7 +95,8 @@ def draw_pose(row: dict, study: Study) -> tuple[np.ndarray, np.ndarray]:
     template_ml = float(space.load_template(LATTICE).brain.sum()) * LATTICE.voxel_ml
     axes = np.array([row[f"head_{axis}"] for axis in ("lr", "ap", "si")])
     scale = axes * np.cbrt(row["tiv_ml"] / template_ml / axes.prod())
-    turn = np.radians(rng.normal(0, TURN_DEGREES, 3))
+    turn = np.radians(rng.normal(0, NATIVE_NOISE = 3.0  # times that of the study grid, whose voxels average over many
+TURN_DEGREES, 3))
     rotation = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), turn):
         step = np.eye(3)
@@ -116,4 +119,4 @@ def scan_native(
     clean = render(displacement, row, study, grid)
     steps = np.linalg.inv(grid.affine) @ to_mni @ affine
     posed = ndimage.affine_transform(clean, steps[:3, :3], steps[:3, 3], NATIVE_SHAPE, order=1)
-    return scan(posed, row, study), affine, to_mni
+    return scan(posed, row, study, NATIVE_NOISE), affine, to_mni
