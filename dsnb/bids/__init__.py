@@ -5,6 +5,7 @@ from dsnb.bids.importers import import_cohort
 from dsnb.bids.layouts import LAYOUTS
 from dsnb.bids.scans import (
     as_ras,
+    attempt,
     describe,
     find_t1w,
     load_volume,
@@ -15,7 +16,7 @@ from dsnb.bids.scans import (
 from dsnb.bids.tables import MISSING, TEXT, read_participants, read_table, typed, write_table
 
 __all__ = [
-    "LAYOUTS", "MISSING", "TEXT", "as_ras", "describe", "find_t1w", "import_cohort", "load_volume",
-    "quantise", "read_map", "read_participants", "read_table", "save_volume", "shipped",
-    "sidecar_of", "typed", "write_table",
+    "LAYOUTS", "MISSING", "TEXT", "as_ras", "attempt", "describe", "find_t1w", "import_cohort",
+    "load_volume", "quantise", "read_map", "read_participants", "read_table", "save_volume",
+    "shipped", "sidecar_of", "typed", "write_table",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Layouts that people receive: which files are T1w scans, which rows are whose, Analyze pairs."""
 
+import io
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,12 +136,12 @@ def _name_people(rows: pd.DataFrame, layout: Layout) -> list[BadInput]:
 
 
 def read_analyze(
-    path: Path, folder: Path, orientation: str, aside: Path
+    path: Path, folder: Path, orientation: str
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read a checked Analyze pair: volume (X, Y, Z), affine in mm around its middle, and notes.
 
     The format holds no orientation: `orientation` says where the voxel axes run, like ASL;
-    without it the scan is refused (E-NOAFFINE). `aside` is a folder to work in.
+    without it the scan is refused (E-NOAFFINE).
     """
     data = path.with_suffix(".img")
     for part in (path, data):
@@ -151,8 +151,8 @@ def read_analyze(
         raise BadInput("E-NOAFFINE", path.name, "orientation", "none", "three letters", fix)
     block = path.read_bytes()
     if len(block) != nib.AnalyzeHeader.sizeof_hdr or block[344:347] == b"ni1":
-        expected = "an Analyze header of 348 bytes"
-        raise BadInput("E-FORMAT", path.name, "its content", "another", expected, checks.FETCH)
+        said = ("another", "an Analyze header of 348 bytes", "fetch the file again")
+        raise BadInput("E-FORMAT", path.name, "its content", *said)
     old = nib.AnalyzeHeader(block, check=False)
     new = nib.Nifti1Header(endianness=old.endianness)
     for name in ("dim", "datatype", "bitpix", "pixdim"):
@@ -165,7 +165,5 @@ def read_analyze(
         affine[world, [voxel, 3]] = sign * size, -sign * size * (length - 1) / 2
     new.set_sform(affine, 1)
     # As NIfTI it passes through the one reader that judges scans.
-    with tempfile.TemporaryDirectory(dir=aside, prefix=".") as room:
-        whole = Path(room) / f"{path.stem}.nii"
-        whole.write_bytes(new.binaryblock + b"\0" * 4 + data.read_bytes())
-        return checks.read_nifti(whole)
+    whole = new.binaryblock + b"\0" * 4 + data.read_bytes()
+    return checks.judge(io.BytesIO(whole), len(whole), data.name)[:3]

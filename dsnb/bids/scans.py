@@ -3,7 +3,8 @@
 import gzip
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -84,6 +85,21 @@ def _choose(found: pd.DataFrame, problems: list[BadInput], chosen: Collection) -
             seen = several["t1w"].tolist()
             problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
     return pd.concat(kept, ignore_index=True) if kept else found
+
+
+def attempt(work: Callable, items: list, label: str) -> Iterator:
+    """Yield `work(item)`, or the BadInput that it raised, in the order of the items."""
+
+    def one(item: object) -> object:
+        try:
+            return work(item)
+        except BadInput as problem:
+            return problem
+
+    with ThreadPoolExecutor(2) as pool:
+        for done, answer in enumerate(pool.map(one, items), start=1):
+            record.progress(label, done, len(items))
+            yield answer
 
 
 def save_volume(

@@ -182,14 +182,19 @@ def examine(path: Path, inside: Path | None = None) -> tuple:
     with _reading(where):
         _check_format(path, where)
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = _read_header(file, where)
-            dims = _check_dims(header, where, path.stat().st_size)
-            affine = _check_affine(header, where)
-            slope, inter = _check_scaling(header, where)
-            dtype = header.get_data_dtype()
-            skipped = max(int(header["vox_offset"]), header.sizeof_hdr + 4) - header.sizeof_hdr
-            extended = file.read(skipped)[:1] not in (b"", b"\0")
-            data = _read_voxels(file, math.prod(dims) * dtype.itemsize, where)
+            return judge(file, path.stat().st_size, where)
+
+
+def judge(file: BinaryIO, bytes_on_disk: int, where: str) -> tuple:
+    """Read an open NIfTI stream to its end, as `examine` does; `where` is its name."""
+    header = _read_header(file, where)
+    dims = _check_dims(header, where, bytes_on_disk)
+    affine = _check_affine(header, where)
+    slope, inter = _check_scaling(header, where)
+    dtype = header.get_data_dtype()
+    skipped = max(int(header["vox_offset"]), header.sizeof_hdr + 4) - header.sizeof_hdr
+    extended = file.read(skipped)[:1] not in (b"", b"\0")
+    data = _read_voxels(file, math.prod(dims) * dtype.itemsize, where)
     # Scaled in float64, so that a copy re-saved as float by another tool has the same voxels.
     wide = np.float32 if (slope, inter) == (1, 0) else np.float64
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below

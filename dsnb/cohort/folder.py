@@ -128,7 +128,6 @@ def _match(people: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     """
     people = people.drop(columns="t1w", errors="ignore")
     people = people.drop_duplicates(["participant_id", "session"])  # told by E-DUPLICATE
-    people = people.assign(session=people["session"].str.removeprefix("ses-"))
     both = people.merge(found, on="participant_id", suffixes=("_row", ""))
     own = both["session_row"] == both["session"]
     both = both[own | (both["session_row"] == MISSING)]

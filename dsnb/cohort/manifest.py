@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -45,23 +44,14 @@ def survey(
         path: kept[path] for path in paths if kept.get(path, {}).items() >= stamps[path].items()
     }
     new, problems = [path for path in paths if path not in seen], []
-
-    def look(path: str) -> dict | BadInput:
-        try:
-            return _examine(raw, path) | stamps[path]
-        except BadInput as problem:
-            return problem
-
-    jobs = (joblib.delayed(look)(path) for path in new)
-    answers = joblib.Parallel(2, prefer="threads", return_as="generator")(jobs)
+    answers = bids.attempt(lambda path: _examine(raw, path), new, "checking scans")
     for done, (answer, path) in enumerate(zip(answers, new), start=1):
         if isinstance(answer, BadInput):
             problems.append(answer)
         else:
-            seen[path] = answer
+            seen[path] = answer | stamps[path]
         if root and (done % KEEP_EVERY == 0 or done == len(new)):
             record.write_json(root / KNOWN, {"code": code, "scans": kept | seen})
-        record.progress("checking scans", done, len(new))
     rows = [seen[path] for path in paths if path in seen]
     warnings = [BadInput(*said) for row in rows for said in row["warnings"]]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object), problems, warnings
