@@ -398,6 +398,16 @@ def test_a_map_of_ones_own_replaces_ours(tmp_path):
     assert people["group"].tolist() == ["DS", "euploid", "DS"]
 
 
+def test_words_of_a_map_stay_words(tmp_path):
+    """YAML reads `no` as false and 0 as a number; a code that is lost would refuse everybody."""
+    group = "group: {from: [ds], codes: {yes: DS, NO: euploid}}"
+    text = f"columns: {{participant_id: {{from: [id]}}, {group}}}"
+    (tmp_path / "map.yml").write_text(text)
+    table = pd.DataFrame({"ID": ["1", "2"], "DS": ["yes", "no"]})
+    found = columns.translate(table, columns.read_map(tmp_path / "map.yml"))
+    assert found["group"].tolist() == ["DS", "euploid"]
+
+
 BOMB = "\n".join(
     ["a: &a [x, x, x, x, x, x, x, x, x]"]
     + [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi")]

@@ -1,6 +1,6 @@
 """BIDS in and out: importers and column maps, tables as text, scans with sidecars."""
 
-from dsnb.bids.columns import read_map, shipped
+from dsnb.bids.columns import shipped
 from dsnb.bids.importers import import_cohort
 from dsnb.bids.layouts import LAYOUTS
 from dsnb.bids.scans import (
@@ -17,6 +17,6 @@ from dsnb.bids.tables import MISSING, TEXT, read_participants, read_table, typed
 
 __all__ = [
     "LAYOUTS", "MISSING", "TEXT", "as_ras", "attempt", "describe", "find_t1w", "import_cohort",
-    "load_volume", "quantise", "read_map", "read_participants", "read_table", "save_volume",
+    "load_volume", "quantise", "read_participants", "read_table", "save_volume",
     "shipped", "sidecar_of", "typed", "write_table",
 ]  # fmt: skip
