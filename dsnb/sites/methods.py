@@ -62,7 +62,8 @@ class ComBat:
 
         Raises BadInput (E-SITE) where the site tells a covariate, such as the group, exactly.
         """
-        names = np.unique(site)
+        names, counts = np.unique(site, return_counts=True)
+        _check(counts.min(), names[counts.argmin()])
         member = (site[:, None] == names).astype(float)
         design = np.hstack([member, covariates])
         effects, _, rank, _ = np.linalg.lstsq(design, features, rcond=None)
@@ -70,28 +71,17 @@ class ComBat:
             said = ("a covariate", "known from the site", "several at a site", NOT_SEPARABLE)
             raise BadInput("E-SITE", "ComBat", *said)
         sd = np.sqrt(((features - design @ effects) ** 2).mean(0))
-        whole = cls(member.mean(0) @ effects[: len(names)], effects[len(names) :], sd, {})
-        for name in names:
-            whole = whole.add_site(name, features[site == name], covariates[site == name])
-        return whole
-
-    def add_site(self, name: str, features: np.ndarray, covariates: np.ndarray) -> "ComBat":
-        """Return this model with one more site, learnt from people whose group is known."""
-        _check(len(features), name)
-        rest = (features - self._expected(covariates)) / self.sd
-        return replace(self, sites=self.sites | {name: _location_scale(rest)})
+        alpha, beta = member.mean(0) @ effects[: len(names)], effects[len(names) :]
+        rest = (features - alpha - covariates @ beta) / sd
+        return cls(alpha, beta, sd, {name: _location_scale(rest[site == name]) for name in names})
 
     def apply(self, features: np.ndarray, site: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """Return harmonised features (N, F); a group given as 0 for everybody reads no label."""
-        unknown = sorted(set(site) - set(self.sites))
-        if unknown:
+        if unknown := sorted(set(site) - set(self.sites)):
             raise BadInput("E-SITE", "ComBat", "a site", unknown[0], "one it knows", NOT_SEPARABLE)
         gamma, delta = (np.stack([self.sites[s][i] for s in site]) for i in (0, 1))
-        expected = self._expected(covariates)
+        expected = self.alpha + covariates @ self.beta
         return expected + self.sd * ((features - expected) / self.sd - gamma) / delta
-
-    def _expected(self, covariates: np.ndarray) -> np.ndarray:
-        return self.alpha + covariates @ self.beta
 
 
 def _location_scale(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -105,10 +105,9 @@ def _combat(train: People, test: People, known: People, everybody: bool) -> tupl
     def told(people: People, labels: bool = True) -> np.ndarray:
         return np.column_stack([people.covariates, labels * people.ds])
 
-    seen = People(*map(np.concatenate, zip(train, test, known))) if everybody else train
+    seen = (train, known, test) if everybody else (train, known)
+    seen = People(*map(np.concatenate, zip(*seen)))
     model = ComBat.fit(seen.features, seen.site, told(seen))
-    if not everybody:
-        model = model.add_site(NEW, known.features, told(known))
     parts = ((p, model.apply(p.features, p.site, told(p, everybody))) for p in (train, test))
     return _judge(*(people._replace(features=values) for people, values in parts), known)
 
