@@ -16,7 +16,7 @@ OF_PERSON = {
     "participant_id": "sub- and letters or digits",
     "sex": "F or M",
     "group": "euploid or DS",
-    "family": "siblings share it with the person with DS; else one's own participant_id",
+    "family": "key of the split: siblings share it with the person with DS; else one's own id",
     "karyotype": "of people with DS",
     "disability": "intellectual disability: mild, moderate or severe",
 }

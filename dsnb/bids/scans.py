@@ -74,17 +74,14 @@ def _bids_path(relative: Path) -> Path:
 
 def _choose(found: pd.DataFrame, problems: list[BadInput], chosen: Collection) -> pd.DataFrame:
     """Return one scan a session: the only one, or the one chosen; add E-RUNS to `problems`."""
-    kept = []
-    for (person, _), several in found.groupby(["participant_id", "session"], sort=False):
-        stated = several[several["t1w"].isin(chosen)]
-        several = stated if len(stated) == 1 else several
-        kept.append(several)
-        if len(several) > 1:
-            expected = "one T1w a session"
-            fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
-            seen = several["t1w"].tolist()
-            problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
-    return pd.concat(kept, ignore_index=True) if kept else found
+    session, stated = ["participant_id", "session"], found["t1w"].isin(chosen)
+    settled = stated.groupby([found[key] for key in session]).transform("sum") == 1
+    kept = found[stated | ~settled].reset_index(drop=True)
+    for (person, _), several in kept[kept.duplicated(session, keep=False)].groupby(session):
+        seen, expected = several["t1w"].tolist(), "one T1w a session"
+        fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
+        problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
+    return kept
 
 
 def attempt(work: Callable, items: list, label: str) -> Iterator:

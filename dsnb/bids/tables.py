@@ -19,8 +19,8 @@ TEXT = frozenset(
      "reason", "notes")
 )  # fmt: skip
 OPTIONAL = (
-    "site", "session", "karyotype", "stage", "disability", "cognition", "motion", "tiv_ml",
-    "origin",
+    "group", "family", "site", "session", "karyotype", "stage", "disability", "cognition",
+    "motion", "tiv_ml", "origin",
 )  # fmt: skip
 SEXES = ("F", "M")
 NUMBERS = ("cognition", "motion", "tiv_ml")
@@ -151,16 +151,10 @@ def read_participants(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
 
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that are absent, and code the groups."""
-    table = table.assign(**{name: MISSING for name in OPTIONAL if name not in table})
-    if "kind" not in table:
-        table["kind"] = "recorded"
-    if "family" not in table:
-        table["family"] = MISSING
-    alone = table["family"] == MISSING
+    absent = dict.fromkeys(OPTIONAL, MISSING) | {"kind": "recorded"}
+    table = table.assign(**{name: one for name, one in absent.items() if name not in table})
+    alone, recorded = table["family"] == MISSING, table["group_recorded"]
     table["family"] = table["family"].where(~alone, table["participant_id"])
-    recorded = table["group_recorded"]
-    if "group" not in table:
-        table["group"] = MISSING
     # A name that smells of Down syndrome must never pass as euploid: it stays to be refused.
     unclear = ~table["group"].isin(GROUPS)
     if not (table["group"] == "DS").any():

@@ -137,15 +137,12 @@ def verify(root: Path) -> None:
     raw = root / json.loads((root / SOURCE).read_text())["raw"]
     if not raw.is_dir():
         return
-    manifest = bids.read_table(root / "cohort" / "manifest.tsv")
-    known = dict(zip(manifest["path"], manifest["sha"]))
-    found = survey(raw, list(known), root)[0]
-    seen = dict(zip(found["path"], found["sha"]))
+    scans = bids.read_table(root / "cohort" / "manifest.tsv").set_index("path")["sha"]
+    seen = survey(raw, list(scans.index), root)[0].set_index("path")["sha"].to_dict()
     split = json.loads((root / "cohort" / "split.json").read_text())
-    known["participants.tsv"] = split["participants"]
     people = raw / "participants.tsv"
-    seen["participants.tsv"] = record.digest(people) if people.is_file() else "absent"
-    fix = "run the import again"
+    seen[people.name] = record.digest(people) if people.is_file() else "absent"
+    known, fix = scans.to_dict() | {people.name: split["participants"]}, "run the import again"
     problems = [
         BadInput("E-CHANGED", path, "its digest", seen.get(path, "not readable"), sha, fix)
         for path, sha in known.items()
