@@ -186,23 +186,20 @@ def _write_tables(
     staging: Path, source: str, visits: pd.DataFrame, column_map: ColumnMap, excluded: list[tuple]
 ) -> pd.DataFrame:
     """Write description, participants with dictionary, sessions and exclusions; return these."""
-    order = visits.assign(years=visits["age"].astype(float))
-    visits = order.sort_values(["participant_id", "years", "session"])
+    visits = visits.assign(years=visits["age"].astype(float))
+    visits = visits.sort_values(["participant_id", "years", "session"])
     visits["age"] = visits["age"].where(visits["years"] < CAPPED_AGE, f"{CAPPED_AGE}+")
-    people = visits.drop_duplicates("participant_id")
-    needed = [*VISIT[:1], "age", "sex", "group", "family"]
-    known = (visits != MISSING).any()
-    names = [name for name in OF_PERSON | OF_VISIT if name in needed or known[name]]
-    write_table(staging / "participants.tsv", people[names])
-    record.write_json(staging / "participants.json", describe_columns(people[names], column_map))
-    sessions = visits[visits["session"] != MISSING]
-    columns = [name for name in OF_VISIT if name in names]
-    for person, several in sessions.groupby("participant_id"):
-        table = several[columns].rename(columns={"session": "session_id"})
+    known = [name for name in OF_PERSON | OF_VISIT if (visits[name] != MISSING).any()]
+    people = visits.drop_duplicates("participant_id")[known]
+    write_table(staging / "participants.tsv", people)
+    record.write_json(staging / "participants.json", describe_columns(people, column_map))
+    sessions = visits.loc[visits["session"] != MISSING, [one for one in OF_VISIT if one in known]]
+    for person, several in sessions.groupby(visits["participant_id"]):
+        table = several.rename(columns={"session": "session_id"})
         table["session_id"] = "ses-" + table["session_id"]
         write_table(staging / person / f"{person}_sessions.tsv", table)
     if len(sessions):
-        told = describe_columns(sessions[columns], column_map)
+        told = describe_columns(sessions, column_map)
         record.write_json(staging / "sessions.json", {"session_id": told.pop("session"), **told})
     left_out = pd.DataFrame(sorted(excluded), columns=[*VISIT, "code", "reason"], dtype=object)
     write_table(staging / "exclusions.tsv", left_out)

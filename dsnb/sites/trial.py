@@ -21,7 +21,6 @@ from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.norms import Normative
 from dsnb.sites.methods import NOT_SEPARABLE, ComBat, recentre
-from dsnb.space import DS_SPLITS, EUPLOID_SPLITS
 from dsnb.volumes.scan import BRIGHTEST, WHITE_MATTER
 
 NEW = "new site"
@@ -71,21 +70,19 @@ def gather(root: Path, study: Study) -> tuple[People, People]:
     Features (N, 16) are the mean intensity of every region.
     """
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
+    table = table.loc[np.concatenate([dataset.select(table, group) for group in space.GROUPS])]
     masks = space.region_masks(study.grid).reshape(len(space.REGIONS), -1)
-    weights = masks / masks.sum(1, keepdims=True)
 
-    def people(moved: bool, **splits: tuple[str, ...]) -> People:
-        some = table.loc[np.concatenate([dataset.select(table, g, *s) for g, s in splits.items()])]
-        own, there = np.empty((2, len(some), len(weights)))
-        for place, (row, person) in enumerate(some["participant_id"].items()):
-            scan = np.asarray(volumes[row], np.float32)
-            own[place] = weights @ scan.ravel()
-            there[place] = weights @ rescan(scan, person, study).ravel() if moved else own[place]
-        ds = (some["group"] == "DS").to_numpy(int)
-        return People(there, space.covariates(some), some["site"].to_numpy(str), ds, own)
+    def regions(scan: np.ndarray) -> np.ndarray:
+        return masks @ scan.ravel() / masks.sum(1)
 
-    held = {"euploid": EUPLOID_SPLITS[1:], "DS": DS_SPLITS[1:]}
-    return people(False, euploid=EUPLOID_SPLITS[:1], DS=DS_SPLITS[:1]), people(True, **held)
+    own = np.stack([regions(volumes[row].astype(np.float32)) for row in table.index])
+    ds = (table["group"] == "DS").to_numpy(int)
+    everybody = People(own, space.covariates(table), table["site"].to_numpy(str), ds, own)
+    fitted = table["split"].isin([space.EUPLOID_SPLITS[0], space.DS_SPLITS[0]]).to_numpy()
+    names = table.loc[~fitted, "participant_id"].items()
+    moved = [regions(rescan(volumes[row].astype(np.float32), name, study)) for row, name in names]
+    return everybody.rows(fitted), everybody.rows(~fitted)._replace(features=np.stack(moved))
 
 
 # Methods: training people, judged people, known euploids of the new site -> z of both, freedom.
@@ -121,6 +118,12 @@ METHODS = {
     FAULTY: partial(_combat, everybody=True),
 }
 CHOOSY = [name for name in METHODS if name not in ("as it is", FAULTY)]  # learn from known people
+HEADLINE = {
+    "new_site_fpr": (0.0, "as it is", "fpr"),
+    "new_site_fpr_recentred": (0.0, "re-centred, rescaled", "fpr"),
+    "new_site_kept": (0.0, "re-centred, rescaled", "kept"),
+    "combat_leak_auc": (1.0, FAULTY, "auc_null"),
+}
 
 
 def _deal(held: People, entanglement: float, most: int, rng) -> tuple[People, People]:
@@ -159,11 +162,10 @@ def _draw(train: People, held: People, known: list[int], rng) -> Iterator[dict]:
         test, euploids = _deal(held, entanglement, max(known), rng)
         null, others = _deal(shuffled[1], entanglement, max(known), rng)
         for name, k in plans:
-            row = {"entanglement": entanglement, "method": name, "known": k}
-            some = slice(k or None)
+            row, first = dict(zip(KEYS, (entanglement, name, k))), slice(k or None)
             try:
-                row |= _measure(METHODS[name], train, test, euploids.rows(some))
-                found = _measure(METHODS[name], shuffled[0], null, others.rows(some))
+                row |= _measure(METHODS[name], train, test, euploids.rows(first))
+                found = _measure(METHODS[name], shuffled[0], null, others.rows(first))
                 row["auc_null"] = found["auc"]
             except BadInput as problem:
                 row["reason"] = str(problem)
@@ -196,15 +198,11 @@ def entangle(root: Path, study: Study) -> dict:
         record.progress("new site", draw + 1, draws)
     table = pd.DataFrame(rows, columns=[*KEYS, *STATISTICS, "reason"])
     table = _summarise(table.astype(dict.fromkeys(STATISTICS, float)))
-    best = (0.0, "re-centred, rescaled", max(known, default=0))
-    cells = {
-        "new_site_fpr": ((0.0, "as it is", 0), "fpr"),
-        "new_site_fpr_recentred": (best, "fpr"),
-        "new_site_kept": (best, "kept"),
-        "combat_leak_auc": ((1.0, FAULTY, 0), "auc_null"),
-    }
-    headline = {name: table[column].get(row) for name, (row, column) in cells.items()}
-    reasons = {name: table["reason"].get(cells[name][0], TOO_FEW)
-               for name, value in headline.items() if value is None}  # fmt: skip
+    headline, reasons = {}, {}
+    for name, (entanglement, method, column) in HEADLINE.items():
+        row = (entanglement, method, max(known, default=0) if method in CHOOSY else 0)
+        headline[name] = table[column].get(row)
+        if headline[name] is None:
+            reasons[name] = table["reason"].get(row, TOO_FEW)
     tables = {"sites": table.reset_index().to_dict("records"), "reasons": reasons}
     return {"headline": headline, "tables": tables}
