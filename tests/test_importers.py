@@ -424,6 +424,8 @@ BOMB = "\n".join(
         "x: 1\n" * 2000,
         "[" * 8000,
         "columns: [1, 2]",
+        "missing: &x [ixi_id]\ncolumns: {participant_id: {from: *x}}",
+        "columns: {participant_id: {from: [ixi_id], codes: {x: [y]}}}",
         "columns: {age: {from: age}}",
         "columns: {age: {from: [age]}}",
         "columns: {participant_id: {from: [id]}, name: {from: [name]}}",

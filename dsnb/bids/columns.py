@@ -109,8 +109,11 @@ def _texts(values: list[str]) -> list[str]:
 
 
 def _rule(rule: dict) -> Rule:
-    codes = {code.lower(): ours for code, ours in rule.get("codes", {}).items()}
-    return Rule(tuple(_texts(rule.get("from", []))), codes, rule.get("constant", ""))
+    codes, constant = rule.get("codes", {}), rule.get("constant", "")
+    if not all(isinstance(ours, str) for ours in (constant, *codes.values())):
+        raise TypeError("a list where a text belongs")
+    codes = {code.lower(): ours for code, ours in codes.items()}
+    return Rule(tuple(_texts(rule.get("from", []))), codes, constant)
 
 
 def _exclusion(rule: dict) -> dict:
