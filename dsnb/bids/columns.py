@@ -16,7 +16,7 @@ OF_PERSON = {
     "participant_id": "sub- and letters or digits",
     "sex": "F or M",
     "group": "euploid or DS",
-    "family": "siblings share it with the person with DS; else one's own participant_id",
+    "family": "key of the split: siblings share it with the person with DS; else one's own id",
     "karyotype": "of people with DS",
     "disability": "intellectual disability: mild, moderate or severe",
 }
@@ -28,7 +28,7 @@ OF_VISIT = {
     "cognition": "score, 0 to 100",
 }
 AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-MAX_YAML_BYTES, MAX_YAML_DEPTH = 2**13, 8
+MAX_BYTES, MAX_DEPTH = 2**13, 8  # of a column map
 FIX = "copy a map of dsnb/columns and change its names"
 
 
@@ -52,50 +52,49 @@ class ColumnMap:
     orientation: str
 
 
-def read_yaml(path: Path) -> object:
-    """Read a small file of plain YAML; refuse E-YAML what is long, has aliases or builds objects.
+class PlainText(yaml.BaseLoader):
+    """YAML of text, lists and mappings: no tag is obeyed, no alias followed, `no` is a word.
 
-    A few lines of aliases can stand for billions of entries, so none is followed.
+    A few lines of aliases can stand for billions of entries.
     """
-    checks.check_path(path)
-    size, expected, depth = path.stat().st_size, "plain lists, mappings and text", 0
-    if size > MAX_YAML_BYTES:
-        expected = f"at most {MAX_YAML_BYTES}"
-        raise BadInput("E-YAML", path.name, "its bytes", size, expected, FIX)
-    content = path.read_bytes()
-    try:
-        for event in yaml.parse(content, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
-                problem = "an alias, or too deep"
-                break
-        else:
-            return yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as error:
-        problem = type(error).__name__
-    raise BadInput("E-YAML", path.name, "its content", problem, expected, FIX)
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Refuse (YAMLError) what is more than text, and compose the rest."""
+        event = self.peek_event()
+        odd = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None)
+        if odd or self.flow_level > MAX_DEPTH:
+            raise yaml.YAMLError("an alias, a tag, or too deep")
+        return super().compose_node(parent, index)
 
 
 def read_map(path: Path) -> ColumnMap:
     """Read a column map (a file like those in `dsnb/columns`); refuse E-YAML another form."""
-    found = read_yaml(path)
+    checks.check_path(path)
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        found = PlainText(path.read_bytes()).get_single_data()
         columns = {name: _rule(rule) for name, rule in found["columns"].items()}
+        if unknown := sorted(set(columns) - {*OF_PERSON, *OF_VISIT}):
+            raise ValueError(f"with unknown columns {unknown}")
         columns["participant_id"]  # noqa: B018 - without it nobody has a name
+        orientation = found.get("orientation", "")
+        if orientation and sorted(AXES.get(letter, -1) for letter in orientation) != [0, 1, 2]:
+            raise ValueError(f"orientation {orientation}, not three letters like RAS")
         missing = _texts(found.get("missing", []))
         exclude = tuple(_exclusion(rule) for rule in found.get("exclude", []))
-        about, orientation = str(found.get("about", path.stem)), str(found.get("orientation", ""))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        expected = "columns, each with `from` (a list), `codes` or `constant`"
-        raise BadInput("E-YAML", path.name, "its form", "another", expected, FIX) from None
-    if unknown := sorted(set(columns) - {*OF_PERSON, *OF_VISIT}):
-        expected = "of " + ", ".join((*OF_PERSON, *OF_VISIT))
-        raise BadInput("E-YAML", path.name, "columns", unknown, expected, FIX)
-    if orientation and sorted(AXES.get(letter, -1) for letter in orientation) != [0, 1, 2]:
-        expected = "three letters like RAS"
-        raise BadInput("E-YAML", path.name, "orientation", orientation, expected, FIX)
-    return ColumnMap(about, columns, missing, exclude, orientation)
+    except (
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ) as no:
+        expected = "our columns, each with `from` (a list), `codes` or `constant`, in plain text"
+        seen = f"{type(no).__name__}: {no}".splitlines()[0]
+        raise BadInput("E-YAML", path.name, "its content", seen, expected, FIX) from None
+    return ColumnMap(found.get("about", path.stem), columns, missing, exclude, orientation)
 
 
 def shipped(source: str) -> ColumnMap:
@@ -103,22 +102,23 @@ def shipped(source: str) -> ColumnMap:
     return read_map(record.HOME / "columns" / f"{source}.yml")
 
 
-def _texts(values: list) -> list[str]:
-    """Return plain values as lower-case text; YAML reads 0 as a number."""
+def _texts(values: list[str]) -> list[str]:
     if not isinstance(values, list):
         raise TypeError("not a list")
-    return [str(value).lower() for value in values]
+    return [value.lower() for value in values]
 
 
 def _rule(rule: dict) -> Rule:
-    codes = {str(code).lower(): str(ours) for code, ours in rule.get("codes", {}).items()}
-    return Rule(tuple(_texts(rule.get("from", []))), codes, str(rule.get("constant", "")))
+    codes, constant = rule.get("codes", {}), rule.get("constant", "")
+    if not all(isinstance(ours, str) for ours in (constant, *codes.values())):
+        raise TypeError("a list where a text belongs")
+    codes = {code.lower(): ours for code, ours in codes.items()}
+    return Rule(tuple(_texts(rule.get("from", []))), codes, constant)
 
 
 def _exclusion(rule: dict) -> dict:
-    keep, years = _texts(rule["keep"]), float(rule.get("from_age", 0))
-    named = {name: str(rule[name]) for name in ("column", "code", "reason")}
-    return named | {"column": named["column"].lower(), "keep": keep, "from_age": years}
+    named = {"column": rule["column"].lower(), "code": rule["code"], "reason": rule["reason"]}
+    return named | {"keep": _texts(rule["keep"]), "from_age": float(rule.get("from_age", 0))}
 
 
 def translate(table: pd.DataFrame, column_map: ColumnMap) -> pd.DataFrame:
@@ -151,12 +151,7 @@ def describe_columns(table: pd.DataFrame, column_map: ColumnMap) -> dict:
     entries = {}
     for name in table:
         rule = column_map.columns.get(name, Rule((), {}))
-        entry = {"Description": (OF_PERSON | OF_VISIT)[name]}
-        if rule.sources:
-            entry["SourceColumns"] = list(rule.sources)
-        if rule.codes:
-            entry["SourceCodes"] = rule.codes
-        if rule.constant:
-            entry["Constant"] = rule.constant
-        entries[name] = entry
+        told = {"Description": (OF_PERSON | OF_VISIT)[name], "SourceColumns": list(rule.sources),
+                "SourceCodes": rule.codes, "Constant": rule.constant}  # fmt: skip
+        entries[name] = {key: value for key, value in told.items() if value}
     return entries

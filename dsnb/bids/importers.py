@@ -1,13 +1,12 @@
 """Importers: the layouts that people receive (ABC-DS, OASIS-1, IXI) -> a BIDS folder.
 
 The input is never written to. Everything is built in a hidden folder beside the output, which
-takes its name in the end: a killed import leaves no output, and the same command goes on with it.
+takes its name in the end: a killed import leaves no output, and the next one begins anew.
 """
 
 import shutil
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -22,7 +21,7 @@ from dsnb.bids.columns import (
     shipped,
 )
 from dsnb.bids.layouts import LAYOUTS, VISIT, Layout, read_analyze, read_layout
-from dsnb.bids.scans import describe, save_volume, sidecar_of
+from dsnb.bids.scans import attempt, describe, save_volume
 from dsnb.bids.tables import NUMBERS, write_table, wrong_cells
 from dsnb.checks import BadInput
 
@@ -36,13 +35,10 @@ def import_cohort(source: str, folder: Path, out: Path) -> pd.DataFrame:
     `source` is abcds, oasis1 or ixi. Tables (CSV or TSV) lie at the top of `folder`, scans
     anywhere in it; a `columns.yml` there replaces the column map that comes with dsnb. The
     answer, also in `out`/exclusions.tsv, has participant_id, session, code and reason: one row
-    for each scan, person or row that is not used. Refuses with one report: E-SOURCE, E-PATH,
-    E-FOREIGN, E-YAML, E-NOTABLE, E-NOT1W, E-NOBODY, E-ID and wrong cells of the tables.
+    for each scan, person or row that is not used. Refuses with one report: E-PATH, E-FOREIGN,
+    E-YAML, E-NOTABLE, E-NOT1W, E-NOBODY, E-ID and wrong cells of the tables.
     """
-    folder, out = Path(folder), Path(out).absolute()
-    if source not in LAYOUTS:
-        expected, fix = "one of " + ", ".join(LAYOUTS), "choose one of them"
-        raise BadInput("E-SOURCE", "import", "the source", source, expected, fix)
+    out = out.absolute()
     _check_folders(folder, out)
     own = folder / "columns.yml"
     column_map = read_map(own) if own.exists() else shipped(source)
@@ -50,16 +46,14 @@ def import_cohort(source: str, folder: Path, out: Path) -> pd.DataFrame:
     visits, excluded = _match(*read_layout(folder, layout, column_map), layout)
     visits = _judge(visits, column_map, excluded)
     _require_people(visits, excluded)
-    plan = [source, str(column_map), visits.astype(str).to_numpy().tolist()]
-    plan += [[stat.st_size, stat.st_mtime_ns] for stat in (path.lstat() for path in visits["path"])]
-    staging = _open_staging(out, record.digest(plan))
+    staging = out.with_name(f".{out.name}.importing")
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed import left
     visits = _write_scans(staging, folder, visits, column_map.orientation, excluded)
     if visits.empty:
         shutil.rmtree(staging)
     _require_people(visits, excluded)
     left_out = _write_tables(staging, source, visits, column_map, excluded)
     staging.replace(out)
-    (out / ".plan").unlink()
     for code, several in left_out.groupby("code"):
         record.say(f"{len(several)} left out, {code}: {several['reason'].iloc[0]}")
     return left_out
@@ -154,57 +148,30 @@ def _require_people(visits: pd.DataFrame, excluded: list[tuple]) -> None:
         raise BadInput("E-NOBODY", "import", "left out", seen, "somebody left", fix)
 
 
-def _open_staging(out: Path, plan: str) -> Path:
-    """Return the hidden folder beside `out`, of this import alone, without half-written files."""
-    staging = out.with_name(f".{out.name}.importing")
-    mark = staging / ".plan"
-    if (mark.read_text() if mark.is_file() else "") != plan and any(staging.glob("sub-*")):
-        said = ("an unfinished import", "of other data or another map", "this one")
-        raise BadInput("E-FOREIGN", staging.name, *said, "remove that folder, then import again")
-    for left in sorted(staging.rglob(".*")):
-        if left.is_dir():
-            shutil.rmtree(left)
-        elif left != mark:
-            left.unlink(missing_ok=True)
-    record.write_text(mark, plan)
-    return staging
-
-
 def _write_scans(
     staging: Path, folder: Path, visits: pd.DataFrame, orientation: str, excluded: list[tuple]
 ) -> pd.DataFrame:
     """Write every scan that is sound; return the visits that have one."""
 
-    def write(visit: object) -> BadInput | None:
-        try:
-            _write_scan(staging, visit, folder, orientation)
-        except BadInput as problem:
-            return problem
-        return None
+    def write(visit: object) -> None:
+        _write_scan(staging, visit, folder, orientation)
 
-    answers = joblib.Parallel(2, prefer="threads", return_as="generator")(
-        joblib.delayed(write)(visit) for visit in visits.itertuples()
-    )
-    codes = []
-    for done, problem in enumerate(answers, start=1):
-        record.progress("importing scans", done, len(visits))
-        codes.append(problem.code if problem else "")
-    codes = pd.Series(codes, visits.index, dtype=object)
+    staging.mkdir(parents=True)
+    answers = attempt(write, list(visits.itertuples()), "importing scans")
+    codes = pd.Series([problem.code if problem else "" for problem in answers], visits.index)
+    reason = "its scan cannot be used (see the code)"
     for code in sorted(set(codes) - {""}):
-        reason = "its scan cannot be used (see the code)"
-        visits = _leave_out(visits, codes.reindex(visits.index) == code, code, reason, excluded)
-    return visits
+        _leave_out(visits, codes == code, code, reason, excluded)
+    return visits[codes == ""]
 
 
 def _write_scan(staging: Path, visit: object, folder: Path, orientation: str) -> None:
-    """Write one scan with a new header, its values as they are; skip what is there already."""
+    """Write one scan with a new header, its values as they are."""
     parts = [visit.participant_id] + [f"ses-{visit.session}"] * (visit.session != MISSING)
     target = staging.joinpath(*parts, "anat", "_".join(parts) + "_T1w.nii.gz")
-    if sidecar_of(target).exists():
-        return
     path, how = visit.path, "as recorded"
     if path.suffix == ".hdr":
-        volume, affine, notes = read_analyze(path, folder, orientation, staging)
+        volume, affine, notes = read_analyze(path, folder, orientation)
         path, how = path.with_suffix(".img"), f"declared: {orientation}"
     else:
         volume, affine, notes = checks.read_nifti(path, folder)
@@ -219,27 +186,24 @@ def _write_tables(
     staging: Path, source: str, visits: pd.DataFrame, column_map: ColumnMap, excluded: list[tuple]
 ) -> pd.DataFrame:
     """Write description, participants with dictionary, sessions and exclusions; return these."""
-    order = visits.assign(years=visits["age"].astype(float))
-    visits = order.sort_values(["participant_id", "years", "session"])
+    visits = visits.assign(years=visits["age"].astype(float))
+    visits = visits.sort_values(["participant_id", "years", "session"])
     visits["age"] = visits["age"].where(visits["years"] < CAPPED_AGE, f"{CAPPED_AGE}+")
-    people = visits.drop_duplicates("participant_id")
-    needed = [*VISIT[:1], "age", "sex", "group", "family"]
-    known = (visits != MISSING).any()
-    names = [name for name in OF_PERSON | OF_VISIT if name in needed or known[name]]
-    write_table(staging / "participants.tsv", people[names])
-    record.write_json(staging / "participants.json", describe_columns(people[names], column_map))
-    sessions = visits[visits["session"] != MISSING]
-    columns = [name for name in OF_VISIT if name in names]
-    for person, several in sessions.groupby("participant_id"):
-        table = several[columns].rename(columns={"session": "session_id"})
+    known = [name for name in OF_PERSON | OF_VISIT if (visits[name] != MISSING).any()]
+    people = visits.drop_duplicates("participant_id")[known]
+    write_table(staging / "participants.tsv", people)
+    record.write_json(staging / "participants.json", describe_columns(people, column_map))
+    sessions = visits.loc[visits["session"] != MISSING, [one for one in OF_VISIT if one in known]]
+    for person, several in sessions.groupby(visits["participant_id"]):
+        table = several.rename(columns={"session": "session_id"})
         table["session_id"] = "ses-" + table["session_id"]
         write_table(staging / person / f"{person}_sessions.tsv", table)
     if len(sessions):
-        told = describe_columns(sessions[columns], column_map)
+        told = describe_columns(sessions, column_map)
         record.write_json(staging / "sessions.json", {"session_id": told.pop("session"), **told})
     left_out = pd.DataFrame(sorted(excluded), columns=[*VISIT, "code", "reason"], dtype=object)
     write_table(staging / "exclusions.tsv", left_out)
-    record.write_text(staging / ".bidsignore", "exclusions.tsv\n.plan\n")
+    record.write_text(staging / ".bidsignore", "exclusions.tsv\n")
     text = f"Imported by dsnb from {column_map.about}. The terms of the source hold for it.\n"
     record.write_text(staging / "README", text)
     describe(staging, f"{source}, imported by dsnb")

@@ -1,7 +1,7 @@
 """Layouts that people receive: which files are T1w scans, which rows are whose, Analyze pairs."""
 
+import io
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,19 +87,23 @@ def read_layout(
 
 def _find_scans(folder: Path, layout: Layout) -> pd.DataFrame:
     """Return the T1w scans, the first run of each session on top, with the number of runs."""
-    images = [path for path in folder.rglob("*") if path.name.endswith((".nii", ".nii.gz", ".hdr"))]
-    found = []
-    for path in images:
-        if match := re.fullmatch(layout.scan, path.name, re.ASCII):
-            parts = {"site": MISSING, "run": "", "session": ""} | match.groupdict()
-            session = _safe(parts["session"]).removeprefix("sub-") or MISSING
-            person = _safe(parts["id"], layout.label)
-            found.append((person, session, parts["run"], path, parts["site"]))
-    if others := len(images) - len(found):
+    endings = (".nii", ".nii.gz", ".hdr")
+    paths = sorted(path for path in folder.rglob("*") if path.name.endswith(endings))
+    found = _parts([path.name for path in paths], layout.scan).assign(path=paths)
+    if others := int((found["id"] == "").sum()):
         record.say(f"{others} other images were not read: their names are not {layout.shown}")
-    columns = [*VISIT, "run", "path", "site"]
-    scans = pd.DataFrame(sorted(found), columns=columns, dtype=object)
+    found = found[found["id"] != ""]
+    found["participant_id"] = found["id"].map(lambda one: _safe(one, layout.label))
+    found["session"] = found["session"].map(_safe).str.removeprefix("sub-")
+    scans = found.replace({"session": "", "site": ""}, MISSING)
+    scans = scans.sort_values([*VISIT, "run", "path"], ignore_index=True)
     return scans.assign(runs=scans.groupby(VISIT)["path"].transform("size"))
+
+
+def _parts(names: list[str], pattern: str) -> pd.DataFrame:
+    """Return id, session, run and site of names that match whole; "" for what is not there."""
+    whole = pd.Series(names, dtype=object).str.extract(rf"\A(?:{pattern})\Z", re.ASCII | re.DOTALL)
+    return whole.reindex(columns=["id", "session", "run", "site"]).astype(object).fillna("")
 
 
 def _safe(text: str, label: str = "{}") -> str:
@@ -110,38 +114,33 @@ def _safe(text: str, label: str = "{}") -> str:
 
 def _name_people(rows: pd.DataFrame, layout: Layout) -> list[BadInput]:
     """Turn the ids, sessions and families of the tables into ours; return what is unsafe."""
-    raw, flags = rows["participant_id"], re.ASCII | re.DOTALL
-    found = [re.fullmatch(layout.key, cell, flags) for cell in raw]
-    ids = pd.Series([match["id"] if match else cell for match, cell in zip(found, raw)])
-    inner = [match.groupdict().get("session") if match else None for match in found]
-    sessions = pd.Series([one or other for one, other in zip(inner, rows["session"])])
-    families = rows["family"]
-    safe = {
-        "participant_id": (raw, ids.map(lambda one: _safe(one, layout.label))),
-        "session": (sessions, sessions.map(_safe)),
-        "family": (families, families.map(lambda one: _safe(one, layout.label))),
-    }
-    fix, expected = "give these people other labels", "letters, digits, - and _, each label once"
-    problems = []
-    for column, (given, ours) in safe.items():
-        wrong = ~ours.map(checks.is_safe_id) & (given != MISSING)
-        if column == "participant_id":
-            wrong |= (given == MISSING) | (ids.groupby(ours).transform("nunique") > 1)
-        if wrong.any():
-            seen = sorted(set(given[wrong]))[:20]
-            problems.append(BadInput("E-ID", "tables", column, seen, expected, fix))
-        rows[column] = ours
+    given, found = rows[[*VISIT, "family"]], _parts(rows["participant_id"], layout.key)
+    ids = found["id"].where(found["id"] != "", given["participant_id"])
+    own = found["session"].where(found["session"] != "", given["session"])
+    given = given.assign(session=own)
+    rows["participant_id"] = ids.map(lambda one: _safe(one, layout.label))
+    rows["session"] = given["session"].map(_safe)
+    rows["family"] = given["family"].map(lambda one: _safe(one, layout.label))
+    unsafe = ~rows[given.columns].map(checks.is_safe_id) & (given != MISSING)
+    shared = ids.groupby(rows["participant_id"]).transform("nunique") > 1
+    unsafe["participant_id"] |= (given["participant_id"] == MISSING) | shared
     rows["session"] = rows["session"].str.removeprefix("sub-")
-    return problems
+    fix, expected = "give these people other labels", "letters, digits, - and _, each label once"
+    seen = {column: sorted(set(given[column][unsafe[column]]))[:20] for column in given}
+    return [
+        BadInput("E-ID", "tables", column, labels, expected, fix)
+        for column, labels in seen.items()
+        if labels
+    ]
 
 
 def read_analyze(
-    path: Path, folder: Path, orientation: str, aside: Path
+    path: Path, folder: Path, orientation: str
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read a checked Analyze pair: volume (X, Y, Z), affine in mm around its middle, and notes.
 
     The format holds no orientation: `orientation` says where the voxel axes run, like ASL;
-    without it the scan is refused (E-NOAFFINE). `aside` is a folder to work in.
+    without it the scan is refused (E-NOAFFINE).
     """
     data = path.with_suffix(".img")
     for part in (path, data):
@@ -151,8 +150,8 @@ def read_analyze(
         raise BadInput("E-NOAFFINE", path.name, "orientation", "none", "three letters", fix)
     block = path.read_bytes()
     if len(block) != nib.AnalyzeHeader.sizeof_hdr or block[344:347] == b"ni1":
-        expected = "an Analyze header of 348 bytes"
-        raise BadInput("E-FORMAT", path.name, "its content", "another", expected, checks.FETCH)
+        said = ("another", "an Analyze header of 348 bytes", "fetch the file again")
+        raise BadInput("E-FORMAT", path.name, "its content", *said)
     old = nib.AnalyzeHeader(block, check=False)
     new = nib.Nifti1Header(endianness=old.endianness)
     for name in ("dim", "datatype", "bitpix", "pixdim"):
@@ -165,7 +164,5 @@ def read_analyze(
         affine[world, [voxel, 3]] = sign * size, -sign * size * (length - 1) / 2
     new.set_sform(affine, 1)
     # As NIfTI it passes through the one reader that judges scans.
-    with tempfile.TemporaryDirectory(dir=aside, prefix=".") as room:
-        whole = Path(room) / f"{path.stem}.nii"
-        whole.write_bytes(new.binaryblock + b"\0" * 4 + data.read_bytes())
-        return checks.read_nifti(whole)
+    whole = new.binaryblock + b"\0" * 4 + data.read_bytes()
+    return checks.judge(io.BytesIO(whole), len(whole), data.name)[:3]

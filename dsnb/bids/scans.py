@@ -3,7 +3,8 @@
 import gzip
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -73,17 +74,29 @@ def _bids_path(relative: Path) -> Path:
 
 def _choose(found: pd.DataFrame, problems: list[BadInput], chosen: Collection) -> pd.DataFrame:
     """Return one scan a session: the only one, or the one chosen; add E-RUNS to `problems`."""
-    kept = []
-    for (person, _), several in found.groupby(["participant_id", "session"], sort=False):
-        stated = several[several["t1w"].isin(chosen)]
-        several = stated if len(stated) == 1 else several
-        kept.append(several)
-        if len(several) > 1:
-            expected = "one T1w a session"
-            fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
-            seen = several["t1w"].tolist()
-            problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
-    return pd.concat(kept, ignore_index=True) if kept else found
+    session, stated = ["participant_id", "session"], found["t1w"].isin(chosen)
+    settled = stated.groupby([found[key] for key in session]).transform("sum") == 1
+    kept = found[stated | ~settled].reset_index(drop=True)
+    for (person, _), several in kept[kept.duplicated(session, keep=False)].groupby(session):
+        seen, expected = several["t1w"].tolist(), "one T1w a session"
+        fix = "name the one to use in a column t1w of participants.tsv, or keep one alone"
+        problems.append(BadInput("E-RUNS", person, "its T1w scans", seen, expected, fix))
+    return kept
+
+
+def attempt(work: Callable, items: list, label: str) -> Iterator:
+    """Yield `work(item)`, or the BadInput that it raised, in the order of the items."""
+
+    def one(item: object) -> object:
+        try:
+            return work(item)
+        except BadInput as problem:
+            return problem
+
+    with ThreadPoolExecutor(2) as pool:
+        for done, answer in enumerate(pool.map(one, items), start=1):
+            record.progress(label, done, len(items))
+            yield answer
 
 
 def save_volume(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dsnb import checks, record
-from dsnb.bids.columns import MISSING, shipped, translate
+from dsnb.bids.columns import MISSING, OF_VISIT, shipped, translate
 from dsnb.checks import BadInput
 from dsnb.space import GROUPS, STAGES
 
@@ -19,8 +19,8 @@ TEXT = frozenset(
      "reason", "notes")
 )  # fmt: skip
 OPTIONAL = (
-    "site", "session", "karyotype", "stage", "disability", "cognition", "motion", "tiv_ml",
-    "origin",
+    "group", "family", "site", "session", "karyotype", "stage", "disability", "cognition",
+    "motion", "tiv_ml", "origin",
 )  # fmt: skip
 SEXES = ("F", "M")
 NUMBERS = ("cognition", "motion", "tiv_ml")
@@ -102,7 +102,19 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def _lines(table: pd.DataFrame, wrong: pd.Series, column: str) -> list[str]:
     """Name the lines of a TSV (the header is line 1) whose value is wrong."""
-    return [f"line {row + 2}: {table[column].iloc[row]}" for row in np.flatnonzero(wrong)]
+    return [f"line {row + 2}: {cell}" for row, cell in table.loc[wrong, column].items()]
+
+
+def _add_sessions(raw: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Give whoever has a sub-*_sessions.tsv a row each session; rows keep their line as index."""
+    for path in sorted(raw.glob("sub-*/sub-*_sessions.tsv")):
+        visits = translate(read_table(path), shipped("openneuro"))
+        visits = visits.rename(columns={"session_id": "session"}).reindex(columns=[*OF_VISIT])
+        told = visits.dropna(axis=1).to_dict("records")
+        row = table[table["participant_id"] == path.parent.name]
+        if len(row) == 1:
+            table = pd.concat([table.drop(row.index), *(row.assign(**visit) for visit in told)])
+    return table.sort_index(kind="stable")
 
 
 def read_participants(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
@@ -116,39 +128,33 @@ def read_participants(raw: Path) -> tuple[pd.DataFrame, list[BadInput]]:
     if not path.exists():
         fix = "add a table with participant_id, age, sex and group"
         return pd.DataFrame(), [BadInput("E-NOTABLE", path.name, "it", "absent", "a table", fix)]
+    wanted = ("participant_id", "age", "sex")
     try:
         recorded = read_table(path)
         table = translate(recorded, shipped("openneuro"))
+        if missing := [name for name in wanted if name not in table]:
+            said = (missing, str(wanted), "add or rename the columns")
+            raise BadInput("E-COLUMN", path.name, "columns missing", *said)
+        table = _add_sessions(raw, _complete(table))
     except BadInput as problem:
         return pd.DataFrame(), [problem]
-    wanted = ("participant_id", "age", "sex")
-    if missing := [name for name in wanted if name not in table]:
-        fix = "add or rename the columns"
-        problem = BadInput("E-COLUMN", path.name, "columns missing", missing, str(wanted), fix)
-        return pd.DataFrame(), [problem]
+    table["session"] = table["session"].str.removeprefix("ses-")
     if capped := int((recorded == "89+").sum().sum()):
         record.say(f"participants.tsv: {capped} ages of 89+ count as 89")
-    table = _complete(table)
     problems = [
         BadInput(code, path.name, column, _lines(table, wrong, column), expected, REPAIR)
         for code, column, wrong, expected in wrong_cells(table)
     ]
     table["sex"] = table["sex"].where(table["sex"].isin(SEXES), MISSING)
-    return table, problems
+    return table.reset_index(drop=True), problems
 
 
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that are absent, and code the groups."""
-    table = table.assign(**{name: MISSING for name in OPTIONAL if name not in table})
-    if "kind" not in table:
-        table["kind"] = "recorded"
-    if "family" not in table:
-        table["family"] = MISSING
-    alone = table["family"] == MISSING
+    absent = dict.fromkeys(OPTIONAL, MISSING) | {"kind": "recorded"}
+    table = table.assign(**{name: one for name, one in absent.items() if name not in table})
+    alone, recorded = table["family"] == MISSING, table["group_recorded"]
     table["family"] = table["family"].where(~alone, table["participant_id"])
-    recorded = table["group_recorded"]
-    if "group" not in table:
-        table["group"] = MISSING
     # A name that smells of Down syndrome must never pass as euploid: it stays to be refused.
     unclear = ~table["group"].isin(GROUPS)
     if not (table["group"] == "DS").any():

@@ -1,6 +1,6 @@
 """One way to refuse, and the checks of paths, ids and scans that do so."""
 
 from dsnb.checks.refusals import BadInput, Report, check_path, is_safe_id
-from dsnb.checks.scans import examine, read_nifti
+from dsnb.checks.scans import examine, judge, read_nifti
 
-__all__ = ["BadInput", "Report", "check_path", "examine", "is_safe_id", "read_nifti"]
+__all__ = ["BadInput", "Report", "check_path", "examine", "is_safe_id", "judge", "read_nifti"]

@@ -2,6 +2,7 @@
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from dsnb.checks.refusals import BadInput
 
@@ -18,7 +19,7 @@ def doubt_header(header: Header, affine: np.ndarray, extended: bool, where: str)
     Text is named by its field and never shown: it may hold a patient's name.
     """
     unit, sizes = int(header["xyzt_units"]) & 7, voxel_sizes(affine)
-    turn = affine[:3, :3] / sizes
+    turn, mm = affine[:3, :3] / sizes, sizes.round(6).tolist()
     fields = {"descrip", "aux_file", "db_name", "intent_name"} & set(header.keys())
     text = sorted(name for name in fields if header[name].item().strip(b"\0 "))
     both = int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0
@@ -29,7 +30,7 @@ def doubt_header(header: Header, affine: np.ndarray, extended: bool, where: str)
         ("W-DTYPE", header.get_data_dtype().itemsize > 4, "its datatype",
          str(header.get_data_dtype()), "at most 32 bits", "we read float32"),
         ("W-TEXT", extended or text, "header text", text + ["extension"] * extended, "none", plain),
-        ("W-VOXEL", not USUAL_MM[0] <= min(sizes) <= max(sizes) <= USUAL_MM[1], "voxel size", sizes,
+        ("W-VOXEL", not USUAL_MM[0] <= min(sizes) <= max(sizes) <= USUAL_MM[1], "voxel size", mm,
          f"{USUAL_MM[0]} to {USUAL_MM[1]} mm", "check the unit"),
         ("W-SHEAR", np.abs(turn.T @ turn - np.eye(3)).max() > SHEAR, "angle of its axes",
          "sheared", "90 degrees", look),
@@ -53,8 +54,3 @@ def doubt_voxels(volume: np.ndarray, where: str) -> list[BadInput]:
     seen = next((word for wrong, word in rules if wrong), None)
     said = ("W-INTENSITY", where, "its intensity", seen, "a T1w scan's grey values")
     return [BadInput(*said, "look at the scan")] if seen else []
-
-
-def voxel_sizes(affine: np.ndarray) -> list[float]:
-    """Return the voxel sizes (3,) of an affine in mm, rounded for print."""
-    return np.sqrt((affine[:3, :3] ** 2).sum(0)).round(6).tolist()

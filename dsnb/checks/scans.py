@@ -12,8 +12,9 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from dsnb.checks.doubts import doubt_header, doubt_voxels, voxel_sizes
+from dsnb.checks.doubts import doubt_header, doubt_voxels
 from dsnb.checks.refusals import BadInput, check_path, shown
 
 MAX_VOXELS = 512**3
@@ -79,7 +80,7 @@ def _check_affine(header: nib.Nifti1Header, where: str) -> np.ndarray:
         raise BadInput("E-NOAFFINE", where, "sform and qform code", 0, "one above 0", fix)
     pixdim = header["pixdim"][1:4].astype(float)
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        seen = [pixdim.tolist(), voxel_sizes(header.get_sform()) if sform else "no sform"]
+        seen = [pixdim.tolist(), voxel_sizes(header.get_sform()).tolist() if sform else "no sform"]
         raise BadInput("E-PIXDIM", where, "pixdim, sform", seen, "sizes above 0 mm", REPAIR)
     # qfac: unset means 1, by the standard
     header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
@@ -93,8 +94,8 @@ def _check_affine(header: nib.Nifti1Header, where: str) -> np.ndarray:
     size = float(np.linalg.det(turn)) if sound else math.nan
     if not abs(size) > 1e-6:
         raise BadInput("E-AFFINE", where, "affine determinant", size, "not 0", REPAIR)
-    if np.abs(np.array(voxel_sizes(affine)) / pixdim - 1).max() > PIXDIM_TOLERANCE:
-        seen = [pixdim.round(4).tolist(), voxel_sizes(affine)]
+    if np.abs(voxel_sizes(affine) / pixdim - 1).max() > PIXDIM_TOLERANCE:
+        seen = [pixdim.round(4).tolist(), voxel_sizes(affine).round(6).tolist()]
         raise BadInput("E-PIXDIM", where, "pixdim, sform", seen, "equal sizes", REPAIR)
     if sform and qform:
         axes = ["".join(nib.aff2axcodes(matrix)) for matrix in (affine, from_qform)]
@@ -182,14 +183,19 @@ def examine(path: Path, inside: Path | None = None) -> tuple:
     with _reading(where):
         _check_format(path, where)
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = _read_header(file, where)
-            dims = _check_dims(header, where, path.stat().st_size)
-            affine = _check_affine(header, where)
-            slope, inter = _check_scaling(header, where)
-            dtype = header.get_data_dtype()
-            skipped = max(int(header["vox_offset"]), header.sizeof_hdr + 4) - header.sizeof_hdr
-            extended = file.read(skipped)[:1] not in (b"", b"\0")
-            data = _read_voxels(file, math.prod(dims) * dtype.itemsize, where)
+            return judge(file, path.stat().st_size, where)
+
+
+def judge(file: BinaryIO, bytes_on_disk: int, where: str) -> tuple:
+    """Read an open NIfTI stream to its end, as `examine` does; `where` is its name."""
+    header = _read_header(file, where)
+    dims = _check_dims(header, where, bytes_on_disk)
+    affine = _check_affine(header, where)
+    slope, inter = _check_scaling(header, where)
+    dtype = header.get_data_dtype()
+    skipped = max(int(header["vox_offset"]), header.sizeof_hdr + 4) - header.sizeof_hdr
+    extended = file.read(skipped)[:1] not in (b"", b"\0")
+    data = _read_voxels(file, math.prod(dims) * dtype.itemsize, where)
     # Scaled in float64, so that a copy re-saved as float by another tool has the same voxels.
     wide = np.float32 if (slope, inter) == (1, 0) else np.float64
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below

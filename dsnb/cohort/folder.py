@@ -16,7 +16,7 @@ from dsnb.cohort.split import check_stated
 
 TABLE = "participants.tsv"
 LEFT_OUT = {"E-NOSCAN": "a T1w for each row", "E-SESSION": "a row for each session"}
-LASTING = ("sex", "group_recorded", "family")  # what no later session changes
+LASTING = ["sex", "group_recorded", "family"]  # what no later session changes
 
 
 @dataclass
@@ -128,15 +128,13 @@ def _match(people: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     """
     people = people.drop(columns="t1w", errors="ignore")
     people = people.drop_duplicates(["participant_id", "session"])  # told by E-DUPLICATE
-    people = people.assign(session=people["session"].str.removeprefix("ses-"))
     both = people.merge(found, on="participant_id", suffixes=("_row", ""))
     own = both["session_row"] == both["session"]
     both = both[own | (both["session_row"] == MISSING)]
     years = pd.to_numeric(both["age"], errors="coerce")
     label = both["session"].map(lambda text: re.sub(r"\d+", lambda n: n[0].zfill(9), text))
-    order = both.assign(
-        general=~own, years=years, label=label.where(both["session"] != MISSING, "")
-    )
+    label = label.where(both["session"] != MISSING, "")
+    order = both.assign(general=~own, years=years, label=label)
     order = order.sort_values(["participant_id", "general"]).drop_duplicates("t1w")
     both = order.sort_values(["participant_id", "years", "label"]).reset_index(drop=True)
     person, later = both["participant_id"], both.duplicated("participant_id")
@@ -168,18 +166,13 @@ def _list_left_out(people: pd.DataFrame, found: pd.DataFrame, given: set, used: 
 
 def _check_people(people: pd.DataFrame, table: pd.DataFrame) -> list[BadInput]:
     """Return E-PERSON where rows of one person disagree, E-ID where our names meet theirs."""
-    problems, of_person = [], people.groupby("participant_id")
-    for column in LASTING:
-        changed = of_person[column].nunique()
-        if (changed > 1).any():
-            seen, fix = changed.index[changed > 1].tolist(), "correct the rows"
-            expected = "one value a person"
-            problems.append(BadInput("E-PERSON", TABLE, column, seen, expected, fix))
+    problems, changed = [], people.groupby("participant_id")[LASTING].nunique() > 1
+    for column in changed.columns[changed.any()]:
+        said = (changed.index[changed[column]].tolist(), "one value a person", "correct the rows")
+        problems.append(BadInput("E-PERSON", TABLE, column, *said))
     drawn = [table.loc[table["kind"] == "repeat", "participant_id"]]
     drawn += [table["participant_id"] + ending for ending in ("planted", "sham")]
-    taken = sorted(set(pd.concat(drawn)) & set(people["participant_id"]))
-    if taken:
-        seen, fix = taken, "rename these people"
-        expected = "no name that we give: an id and ses..., planted or sham"
-        problems.append(BadInput("E-ID", TABLE, "participant_id", seen, expected, fix))
+    if taken := sorted(set(pd.concat(drawn)) & set(people["participant_id"])):
+        said = ("no name that we give: an id and ses..., planted or sham", "rename these people")
+        problems.append(BadInput("E-ID", TABLE, "participant_id", taken, *said))
     return problems

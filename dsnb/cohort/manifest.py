@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 
 from dsnb import bids, checks, record
 from dsnb.checks import BadInput
@@ -20,11 +20,7 @@ COLUMNS = {
     "shape": "voxels along right, anterior, superior",
     "voxel_mm": "voxel sizes",
     "notes": "what was accepted but changed",
-    "size": "bytes of the file",
-    "mtime": "time of its last change, ns",
-    "inode": "its number on the disk",
 }
-KEEP_EVERY = 50  # scans: what a killed check forgets at most
 FEW = 5  # scans of a site from which on an odd one stands out
 # Few scans unlike all others of a site are a mix-up, more of them a change of protocol.
 ODD_SHARE, ODD_SIZE = 0.1, 1.2  # at most this share; voxels larger or smaller by this factor
@@ -38,40 +34,26 @@ def survey(
     The manifest (`COLUMNS`) has a row a sound scan. With a data root, what was seen is kept there,
     and a scan of the same size, mtime and inode is not read again, unless `full`.
     """
-    code = record.code_digest("checks", "bids", "cohort")
-    kept = {} if full or root is None else _remember(root, code)
+    code, known = record.code_digest("checks", "bids", "cohort"), {}
+    if root and not full and (root / KNOWN).is_file():
+        known = json.loads((root / KNOWN).read_text())
+    kept = known["scans"] if known.get("code") == code else {}
     stamps = {path: _stamp(raw / path) for path in paths}
     seen = {
         path: kept[path] for path in paths if kept.get(path, {}).items() >= stamps[path].items()
     }
     new, problems = [path for path in paths if path not in seen], []
-
-    def look(path: str) -> dict | BadInput:
-        try:
-            return _examine(raw, path) | stamps[path]
-        except BadInput as problem:
-            return problem
-
-    jobs = (joblib.delayed(look)(path) for path in new)
-    answers = joblib.Parallel(2, prefer="threads", return_as="generator")(jobs)
-    for done, (answer, path) in enumerate(zip(answers, new), start=1):
+    answers = bids.attempt(lambda path: _examine(raw, path), new, "checking scans")
+    for answer, path in zip(answers, new):
         if isinstance(answer, BadInput):
             problems.append(answer)
         else:
-            seen[path] = answer
-        if root and (done % KEEP_EVERY == 0 or done == len(new)):
-            record.write_json(root / KNOWN, {"code": code, "scans": kept | seen})
-        record.progress("checking scans", done, len(new))
+            seen[path] = answer | stamps[path]
+    if root and new:
+        record.write_json(root / KNOWN, {"code": code, "scans": kept | seen})
     rows = [seen[path] for path in paths if path in seen]
     warnings = [BadInput(*said) for row in rows for said in row["warnings"]]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object), problems, warnings
-
-
-def _remember(root: Path, code: str) -> dict[str, dict]:
-    """Return what an earlier check with the same code saw of every scan."""
-    path = root / KNOWN
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    return known["scans"] if known.get("code") == code else {}
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -93,7 +75,7 @@ def _examine(raw: Path, path: str) -> dict:
         "voxels": record.digest(volume),
         "grid": record.digest([volume.shape, (affine.round(2) + 0.0).tolist()]),
         "shape": "x".join(map(str, volume.shape)),
-        "voxel_mm": "x".join(f"{size:.3g}" for size in np.sqrt((affine[:3, :3] ** 2).sum(0))),
+        "voxel_mm": "x".join(f"{size:.3g}" for size in voxel_sizes(affine)),
         "notes": "; ".join(notes),
         "warnings": [list(warning.said) for warning in warnings],
     }
@@ -126,10 +108,9 @@ def find_mixture(manifest: pd.DataFrame, sites: pd.Series) -> tuple[list, list]:
         odd = next((mask for mask in (coarse, off) if 0 < mask.sum() <= most), None)
         where, seen = f"site {site}", kinds.to_dict()
         if odd is not None and len(scans) >= FEW:
-            where, fix = ", ".join(scans["path"][odd]), "replace them, or state a site of their own"
-            problems.append(
-                BadInput("E-MIXED", where, "one of the grids", seen, "that of the site", fix)
-            )
+            said = ("one of the grids", seen, "that of the site")
+            fix = "replace them, or state a site of their own"
+            problems.append(BadInput("E-MIXED", ", ".join(scans["path"][odd]), *said, fix))
         elif len(kinds) > 1:
             fix = "nothing, if its protocol changed"
             warnings.append(BadInput("W-MIXED", where, "its grids", seen, "one", fix))
@@ -147,15 +128,12 @@ def verify(root: Path) -> None:
     raw = root / json.loads((root / SOURCE).read_text())["raw"]
     if not raw.is_dir():
         return
-    manifest = bids.read_table(root / "cohort" / "manifest.tsv")
-    known = dict(zip(manifest["path"], manifest["sha"]))
-    found = survey(raw, list(known), root)[0]
-    seen = dict(zip(found["path"], found["sha"]))
+    scans = bids.read_table(root / "cohort" / "manifest.tsv").set_index("path")["sha"]
+    seen = survey(raw, list(scans.index), root)[0].set_index("path")["sha"].to_dict()
     split = json.loads((root / "cohort" / "split.json").read_text())
-    known["participants.tsv"] = split["participants"]
     people = raw / "participants.tsv"
-    seen["participants.tsv"] = record.digest(people) if people.is_file() else "absent"
-    fix = "run the import again"
+    seen[people.name] = record.digest(people) if people.is_file() else "absent"
+    known, fix = scans.to_dict() | {people.name: split["participants"]}, "run the import again"
     problems = [
         BadInput("E-CHANGED", path, "its digest", seen.get(path, "not readable"), sha, fix)
         for path, sha in known.items()

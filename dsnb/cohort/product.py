@@ -11,27 +11,21 @@ from dsnb.cohort.folder import TABLE, Folder, as_text, read_folder, report
 from dsnb.cohort.split import AGE_BAND_YEARS, SIDED, assign_splits, find_leaks, is_stated, plant
 
 # The columns of cohort/participants.tsv, with what participants.json says about each.
-COLUMNS = {
-    "participant_id": "sub- and letters or digits",
-    "family": "key of the split: everything drawn from a person shares it",
-    "group": "euploid or DS",
-    "kind": "recorded, twin (without the condition), planted (with it), sham (a field of equal "
-    "size), repeat (a later session) or native (before registration)",
-    "origin": "participant_id of the original",
-    "age": "years",
-    "sex": "F or M",
-    "site": "scanner or centre",
-    "session": "the session used",
-    "stage": "Alzheimer's disease: asymptomatic, prodromal or dementia",
-    "disability": "intellectual disability: mild, moderate or severe",
-    "cognition": "score, 0 to 100",
-    "motion": "motion score, mm",
-    "tiv_ml": "native head size, ml",
-    "split": "which part of the study sees this person",
-    "t1w": "path of the scan in the raw folder",
-    "sha": "digest of the scan",
-    "group_recorded": "the group as the raw table says it",
-}
+COLUMNS = (
+    bids.OF_PERSON
+    | bids.OF_VISIT
+    | {
+        "kind": "recorded, twin (without the condition), planted (with it), sham (a field of "
+        "equal size), repeat (a later session) or native (before registration)",
+        "origin": "participant_id of the original",
+        "motion": "motion score, mm",
+        "tiv_ml": "native head size, ml",
+        "split": "which part of the study sees this person",
+        "t1w": "path of the scan in the raw folder",
+        "sha": "digest of the scan",
+        "group_recorded": "the group as the raw table says it",
+    }
+)
 
 
 def gather(root: Path, study: config.Study, raw: Path | None = None) -> None:
@@ -81,14 +75,13 @@ def load(root: Path) -> pd.DataFrame:
 
 def _write(product: Path, table: pd.DataFrame, folder: Folder, settings: dict) -> None:
     """Write table, dictionary, manifest, who is left out, and the split with its digest."""
-    bids.write_table(product / TABLE, table[list(COLUMNS)])
-    about = {name: {"Description": text} for name, text in COLUMNS.items()}
-    record.write_json(product / "participants.json", about)
+    written = {"participants": (table, COLUMNS), "manifest": (folder.manifest, manifest.COLUMNS)}
+    for name, (rows, columns) in written.items():
+        bids.write_table(product / f"{name}.tsv", rows.reindex(columns=columns))
+        about = {column: {"Description": text} for column, text in columns.items()}
+        record.write_json(product / f"{name}.json", about)
     columns = ["participant_id", "code", "reason"]
     bids.write_table(product / "exclusions.tsv", folder.excluded.reindex(columns=columns))
-    bids.write_table(product / "manifest.tsv", folder.manifest.reindex(columns=manifest.COLUMNS))
-    about = {name: {"Description": text} for name, text in manifest.COLUMNS.items()}
-    record.write_json(product / "manifest.json", about)
     pairs = sorted(zip(table["participant_id"], table["split"]))
     counts = table.groupby(["group", "kind", "split"]).size()
     split = {

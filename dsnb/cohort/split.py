@@ -42,13 +42,10 @@ def find_leaks(table: pd.DataFrame) -> list[BadInput]:
     for key in table.columns.intersection(["family", "voxels"]):
         count = sides.groupby(table[key]).nunique()
         for value in count.index[count > 1]:
-            rows, field = table[table[key] == value], f"split of {key} {value}"
-            seen, expected, fix = (
-                dict(zip(rows["t1w"], rows["split"])),
-                "one side",
-                "put all on one side",
-            )
-            problems.append(BadInput("E-LEAK", "participants.tsv", field, seen, expected, fix))
+            rows = table[table[key] == value]
+            seen = dict(zip(rows["t1w"], rows["split"]))
+            said = (f"split of {key} {value}", seen, "one side", "put all on one side")
+            problems.append(BadInput("E-LEAK", "participants.tsv", *said))
     return problems
 
 
@@ -117,18 +114,12 @@ def plant(table: pd.DataFrame) -> pd.DataFrame:
     side = {euploid: ds for ds, euploid in SAME_SIDE.items()}
     planted = table[table["split"].isin(side)]
     shams = table[table["split"] == "test"]
-    return pd.concat(
-        [
-            table,
-            planted.assign(
-                participant_id=planted["participant_id"] + "planted",
-                kind="planted", group="DS", origin=planted["participant_id"], stage=MISSING,
-                split=planted["split"].map(side),
-            ),
-            shams.assign(
-                participant_id=shams["participant_id"] + "sham",
-                kind="sham", origin=shams["participant_id"], split="sham",
-            ),
-        ],
-        ignore_index=True,
+    planted = planted.assign(
+        participant_id=planted["participant_id"] + "planted", origin=planted["participant_id"],
+        kind="planted", group="DS", stage=MISSING, split=planted["split"].map(side),
     )  # fmt: skip
+    shams = shams.assign(
+        participant_id=shams["participant_id"] + "sham", origin=shams["participant_id"],
+        kind="sham", split="sham",
+    )  # fmt: skip
+    return pd.concat([table, planted, shams], ignore_index=True)

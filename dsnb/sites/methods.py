@@ -8,7 +8,6 @@ pools its priors over sites, the paper over features. Tests hold neuroCombat's o
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special, stats
 
 from dsnb.checks import BadInput
 from dsnb.norms import SD_FLOOR, Normative
@@ -22,70 +21,27 @@ def _check(count: int, site: str) -> None:
         raise BadInput("E-SITE", site, "known people", count, "2 or more", NOT_SEPARABLE)
 
 
-@dataclass(frozen=True)
-class Recentred:
-    """A norm moved to a new site by the departures of its k euploids.
+def recentre(
+    norm: Normative, features: np.ndarray, covariates: np.ndarray, rescale: bool = False
+) -> Normative:
+    """Move a norm to a new site by its k >= 2 euploids: features (k, F) and covariates (k, K).
 
-    With equal spread z of a new person follows Student's t with `freedom` degrees exactly, whose
-    SD grows by sqrt(1 + 1/k + leverage); with a new spread nearly so.
+    Under normal residuals z of a new person there follows Student's t with `freedom` degrees:
+    those of the norm where the spread is the old one; k - 1 where, rescaled, it is the site's own.
     """
-
-    norm: Normative
-    shift: np.ndarray
-    sd: np.ndarray
-    centre: np.ndarray
-    known: int
-    freedom: float
-
-    @classmethod
-    def fit(
-        cls, norm: Normative, features: np.ndarray, covariates: np.ndarray, rescale: bool = False
-    ) -> "Recentred":
-        """Fit on features (k, F) and covariates (k, K) of the new site's euploids, k >= 2."""
-        _check(len(features), "new site")
-        rest = features - _design(covariates) @ norm.coefficients
-        sd, freedom = _spread(norm, rest - rest.mean(0)) if rescale else (norm.sd, norm.freedom)
-        centre = _design(covariates).mean(0)
-        return cls(norm, rest.mean(0), sd, centre, len(features), freedom)
-
-    def z(self, features: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-        """Return predictive z (N, F) of people of the new site."""
-        design = _design(covariates)
-        away = design - self.centre
-        leverage = np.einsum("nk,kl,nl->n", away, self.norm.inverse, away)
-        rest = features - design @ self.norm.coefficients - self.shift
-        return rest / (self.sd * np.sqrt(1 + 1 / self.known + leverage)[:, None])
-
-    def p(self, z: np.ndarray) -> np.ndarray:
-        """Return two-sided p (N, F) of Student's t."""
-        return 2 * stats.t.sf(np.abs(z), self.freedom)
-
-
-def _design(covariates: np.ndarray) -> np.ndarray:
-    return np.column_stack([np.ones(len(covariates)), covariates])
-
-
-def _spread(norm: Normative, rest: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the SD (F,) at a new site from centred departures (k, F), and its freedom.
-
-    ln s^2 has variance psi'(degrees / 2). A scanner moves all spreads together, so each ratio to
-    the norm's is shrunk to their common one; `rho2`, the mean squared correlation of features,
-    says how badly that is known. The freedom is that of a chi square with the variance left.
-    """
-    k, count = rest.shape
-    a, b = (k - 1) / 2, norm.freedom / 2
-    v, u = special.polygamma(1, a), special.polygamma(1, b)
-    variance = np.maximum((rest**2).sum(0) / (k - 1), (SD_FLOOR * norm.sd) ** 2)
-    unit = rest / np.sqrt((k - 1) * variance)
-    rho2 = ((unit @ unit.T) ** 2).sum() / count**2
-    known = 2 * np.log(norm.sd) - special.digamma(b) + np.log(b)
-    ratio = np.log(variance) - special.digamma(a) + np.log(a) - known
-    tau2 = max(float(ratio.var()) - (u + v) * (1 - rho2), 0.0)
-    w = (tau2 + u) / (tau2 + u + v)
-    left = (1 - w) ** 2 * (tau2 + u * (1 - rho2)) + v * (w**2 + rho2 * (1 - w**2))
-    half = optimize.brentq(lambda x: special.polygamma(1, x) - left, 1e-3, 1e9)
-    shrunk = known + ratio.mean() + w * (ratio - ratio.mean())
-    return np.exp((shrunk + special.digamma(half) - np.log(half)) / 2), 2 * half
+    known = len(features)
+    _check(known, "new site")
+    design = np.column_stack([np.ones(known), covariates])
+    rest = features - design @ norm.coefficients
+    first = np.eye(design.shape[1])[0]
+    # The error of age and sex effects is met by the distance to the known people's mean.
+    away = np.eye(len(first)) - np.outer(design.mean(0), first)
+    inverse = away.T @ norm.inverse @ away + np.outer(first, first) / known
+    moved = norm.coefficients + np.outer(first, rest.mean(0))
+    if not rescale:
+        return replace(norm, coefficients=moved, inverse=inverse)
+    sd = np.maximum(rest.std(0, ddof=1), SD_FLOOR * norm.sd)
+    return Normative(moved, sd, inverse, known - 1)
 
 
 @dataclass(frozen=True)
@@ -106,39 +62,26 @@ class ComBat:
 
         Raises BadInput (E-SITE) where the site tells a covariate, such as the group, exactly.
         """
-        names = np.unique(site)
+        names, counts = np.unique(site, return_counts=True)
+        _check(counts.min(), names[counts.argmin()])
         member = (site[:, None] == names).astype(float)
         design = np.hstack([member, covariates])
-        varying = np.hstack([member, covariates[:, np.ptp(covariates, axis=0) > 0]])
-        if np.linalg.matrix_rank(varying) < varying.shape[1]:
-            raise BadInput(
-                "E-SITE", "ComBat", "a covariate", "known from the site", "several at a site",
-                NOT_SEPARABLE,
-            )  # fmt: skip
-        effects = np.linalg.lstsq(design, features, rcond=None)[0]
+        effects, _, rank, _ = np.linalg.lstsq(design, features, rcond=None)
+        if rank < len(names) + (np.ptp(covariates, axis=0) > 0).sum():
+            said = ("a covariate", "known from the site", "several at a site", NOT_SEPARABLE)
+            raise BadInput("E-SITE", "ComBat", *said)
         sd = np.sqrt(((features - design @ effects) ** 2).mean(0))
-        whole = cls(member.mean(0) @ effects[: len(names)], effects[len(names) :], sd, {})
-        for name in names:
-            whole = whole.add_site(name, features[site == name], covariates[site == name])
-        return whole
-
-    def add_site(self, name: str, features: np.ndarray, covariates: np.ndarray) -> "ComBat":
-        """Return this model with one more site, learnt from people whose group is known."""
-        _check(len(features), name)
-        rest = (features - self._expected(covariates)) / self.sd
-        return replace(self, sites=self.sites | {name: _location_scale(rest)})
+        alpha, beta = member.mean(0) @ effects[: len(names)], effects[len(names) :]
+        rest = (features - alpha - covariates @ beta) / sd
+        return cls(alpha, beta, sd, {name: _location_scale(rest[site == name]) for name in names})
 
     def apply(self, features: np.ndarray, site: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """Return harmonised features (N, F); a group given as 0 for everybody reads no label."""
-        unknown = sorted(set(site) - set(self.sites))
-        if unknown:
+        if unknown := sorted(set(site) - set(self.sites)):
             raise BadInput("E-SITE", "ComBat", "a site", unknown[0], "one it knows", NOT_SEPARABLE)
         gamma, delta = (np.stack([self.sites[s][i] for s in site]) for i in (0, 1))
-        expected = self._expected(covariates)
+        expected = self.alpha + covariates @ self.beta
         return expected + self.sd * ((features - expected) / self.sd - gamma) / delta
-
-    def _expected(self, covariates: np.ndarray) -> np.ndarray:
-        return self.alpha + covariates @ self.beta
 
 
 def _location_scale(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,12 @@
 """A trial on a simulated new site, so that the same people are known with and without it.
 
-Held-out people are dealt to the site in three shares of DS, from balanced to entangled. The null
-permutes who counts as DS before people are dealt: entanglement stays, the truth becomes AUROC 0.5.
+Held-out people are dealt to the site, from as many of both groups (entanglement 0) to everybody
+with DS and no euploid (1). The null permutes who counts as DS before people are dealt: site and
+group stay as entangled, and any AUROC above 0.5 is a leak.
 """
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,30 +14,34 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from dsnb import dataset, record, space
 from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.norms import Normative
-from dsnb.phantom.fields import COARSE, onto, smooth_noise
-from dsnb.sites.methods import NOT_SEPARABLE, ComBat, Recentred
+from dsnb.sites.methods import NOT_SEPARABLE, ComBat, recentre
 from dsnb.volumes.scan import BRIGHTEST, WHITE_MATTER
 
 NEW = "new site"
-SHARES = (0.0, 0.5, 1.0)  # of DS at the new site; the same share of judged euploids stays away
+ENTANGLEMENT = (0.0, 0.5, 1.0)  # share of DS at the new site, minus that of euploids
 FEWEST = 10  # judged people of each group
-PENALTY = 0.1  # inverse L2 strength of the classifier, set beforehand
+TOO_FEW = f"fewer than {FEWEST} euploids beside those known, or people with DS, held out"
 ALONE = f"a number of the site, not of the group: {NOT_SEPARABLE}"
-KEYS, STATISTICS = ["ds_share", "method", "known"], ["fpr", "kept", "auc", "auc_new"]
+PENALTY = 0.1  # inverse L2 strength of the classifier, set beforehand
+KEYS, STATISTICS = ["entanglement", "method", "known"], ["fpr", "kept", "auc", "auc_null"]
 
 
 class People(NamedTuple):
-    """Some people: features (N, F), covariates (N, K), site (N,), and DS (N,) as 0 or 1."""
+    """Some people: features (N, F), covariates (N, K), site (N,), DS (N,) as 0 or 1, and their
+    features (N, F) away from the new site.
+    """
 
     features: np.ndarray
     covariates: np.ndarray
     site: np.ndarray
     ds: np.ndarray
+    own: np.ndarray
 
     def rows(self, chosen: np.ndarray | slice) -> "People":
         """Return some of them."""
@@ -51,150 +55,132 @@ def rescan(volume: np.ndarray, person: str, study: Study) -> np.ndarray:
     """
     scanner, grid = study.sites, study.grid
     rng = np.random.default_rng([scanner.seed, int(record.digest([person])[:8], 16)])
-    halves = (smooth_noise(g, 1, 45.0)[0] for g in (np.random.default_rng(scanner.seed), rng))
-    bias = onto(np.float32(scanner.bias / np.sqrt(2)) * sum(halves), COARSE, grid)
-    seen = WHITE_MATTER * (volume / np.float32(WHITE_MATTER)) ** np.float32(scanner.contrast)
-    seen = np.float32(scanner.gain) * seen * np.exp(bias)
+    knots = sum(g.standard_normal((4, 4, 4)) for g in (np.random.default_rng(scanner.seed), rng))
+    bias = scanner.bias / np.sqrt(2) * ndimage.zoom(knots, np.divide(grid.shape, 4))
+    seen = WHITE_MATTER * (volume / WHITE_MATTER) ** scanner.contrast
+    seen = scanner.gain * seen * np.exp(bias)
     seen = ndimage.gaussian_filter(seen, scanner.blur_mm / 2.3548 / grid.voxel_mm)
-    noise = rng.standard_normal((2, *grid.shape), np.float32) * np.float32(scanner.noise)
+    noise = scanner.noise * rng.standard_normal((2, *grid.shape))
     return np.where(volume > 0, np.clip(np.hypot(seen + noise[0], noise[1]), 0, BRIGHTEST), 0)
 
 
-def gather(root: Path, study: Study) -> tuple[People, People, People]:
-    """Return training people, held-out people at their own sites, and the same at the new site.
+def gather(root: Path, study: Study) -> tuple[People, People]:
+    """Return training people, and held-out people as they are at the new site.
 
     Features (N, 16) are the mean intensity of every region.
     """
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
+    table = table.loc[np.concatenate([dataset.select(table, group) for group in space.GROUPS])]
     masks = space.region_masks(study.grid).reshape(len(space.REGIONS), -1)
-    weights = masks / masks.sum(1, keepdims=True)
 
-    def people(euploid: tuple, ds: tuple, moved: bool = False) -> People:
-        groups = (("euploid", euploid), ("DS", ds))
-        chosen = np.concatenate([dataset.select(table, name, *splits) for name, splits in groups])
-        some, features = table.loc[chosen], np.empty((len(chosen), len(weights)))
-        for place, (row, name) in enumerate(zip(chosen, some["participant_id"])):
-            volume = np.asarray(volumes[row], np.float32)
-            features[place] = weights @ (rescan(volume, name, study) if moved else volume).ravel()
-        site = np.full(len(some), NEW) if moved else some["site"].to_numpy(str)
-        return People(features, space.covariates(some), site, (some["group"] == "DS").to_numpy(int))
+    def regions(scan: np.ndarray) -> np.ndarray:
+        return masks @ scan.ravel() / masks.sum(1)
 
-    held = ("validation", "scale", "calibration", "test"), ("validation", "test")
-    return people(("fit",), ("generator-fit",)), people(*held), people(*held, moved=True)
+    own = np.stack([regions(volumes[row].astype(np.float32)) for row in table.index])
+    ds = (table["group"] == "DS").to_numpy(int)
+    everybody = People(own, space.covariates(table), table["site"].to_numpy(str), ds, own)
+    fitted = table["split"].isin([space.EUPLOID_SPLITS[0], space.DS_SPLITS[0]]).to_numpy()
+    names = table.loc[~fitted, "participant_id"].items()
+    moved = [regions(rescan(volumes[row].astype(np.float32), name, study)) for row, name in names]
+    return everybody.rows(fitted), everybody.rows(~fitted)._replace(features=np.stack(moved))
 
 
 # Methods: training people, judged people, known euploids of the new site -> z of both, freedom.
 
 
-def _norm(train: People) -> Normative:
-    healthy = train.rows(train.ds == 0)
-    return Normative.fit(healthy.features, healthy.covariates)
+def _judge(train: People, test: People, known: People, rescale: bool | None = None) -> tuple:
+    """Judge by the norm of the training euploids, at the new site re-centred unless None."""
+    norm = Normative.fit(*train.rows(train.ds == 0)[:2])
+    there = norm if rescale is None else recentre(norm, *known[:2], rescale)
+    z = np.where((test.site == NEW)[:, None], there.z(*test[:2]), norm.z(*test[:2]))
+    return norm.z(*train[:2]), z, there.freedom
 
 
-def _plain(train: People, test: People, known: People) -> tuple:
-    norm = _norm(train)
-    return (*(norm.z(people.features, people.covariates) for people in (train, test)), norm.freedom)
+def _combat(train: People, test: People, known: People, everybody: bool) -> tuple:
+    """Harmonise in the fold, where no test label is read; or, the faulty way, on everybody."""
+
+    def told(people: People, labels: bool = True) -> np.ndarray:
+        return np.column_stack([people.covariates, labels * people.ds])
+
+    seen = (train, known, test) if everybody else (train, known)
+    seen = People(*map(np.concatenate, zip(*seen)))
+    model = ComBat.fit(seen.features, seen.site, told(seen))
+    parts = ((p, model.apply(p.features, p.site, told(p, everybody))) for p in (train, test))
+    return _judge(*(people._replace(features=values) for people, values in parts), known)
 
 
-def _recentred(train: People, test: People, known: People, rescale: bool) -> tuple:
-    new = Recentred.fit(_norm(train), known.features, known.covariates, rescale)
-    z_train, z, _ = _plain(train, test, known)
-    moved = new.z(test.features, test.covariates)
-    return z_train, np.where((test.site == NEW)[:, None], moved, z), new.freedom
-
-
-def _combat(train: People, test: People, known: People, told: bool, everybody: bool) -> tuple:
-    """Harmonise in the fold: `told` the training labels only; or, the faulty way, on everybody."""
-
-    def design(people: People, labels: bool) -> np.ndarray:
-        return np.column_stack([people.covariates, labels * people.ds])[:, : 2 + told]
-
-    every = People(*map(np.concatenate, zip(train, test, known)))
-    seen = every if everybody else train
-    model = ComBat.fit(seen.features, seen.site, design(seen, True))
-    if not everybody:
-        model = model.add_site(NEW, known.features, design(known, True))
-    parts = ((p, model.apply(p.features, p.site, design(p, everybody))) for p in (train, test))
-    return _plain(*(people._replace(features=values) for people, values in parts), known)
-
-
-SAME = "without the new site"  # the same people, judged by the same code: what to compare with
+FAULTY = "ComBat on everybody, group told"
 METHODS = {
-    SAME: _plain,
-    "as it is": _plain,
-    "re-centred": partial(_recentred, rescale=False),
-    "re-centred, rescaled": partial(_recentred, rescale=True),
-    "ComBat in the fold": partial(_combat, told=False, everybody=False),
-    "ComBat in the fold, group told": partial(_combat, told=True, everybody=False),
-    "ComBat on everybody": partial(_combat, told=False, everybody=True),
-    "ComBat on everybody, group told": partial(_combat, told=True, everybody=True),
+    "as it is": _judge,
+    "re-centred": partial(_judge, rescale=False),
+    "re-centred, rescaled": partial(_judge, rescale=True),
+    "ComBat in the fold": partial(_combat, everybody=False),
+    FAULTY: partial(_combat, everybody=True),
 }
-CHOOSY = [name for name in METHODS if "re-c" in name or "fold" in name]  # learn from known people
+CHOOSY = [name for name in METHODS if name not in ("as it is", FAULTY)]  # learn from known people
+HEADLINE = {
+    "new_site_fpr": (0.0, "as it is", "fpr"),
+    "new_site_fpr_recentred": (0.0, "re-centred, rescaled", "fpr"),
+    "new_site_kept": (0.0, "re-centred, rescaled", "kept"),
+    "combat_leak_auc": (1.0, FAULTY, "auc_null"),
+}
 
 
-def _deal(held: People, moved: People, share: float, most: int, rng) -> tuple:
-    """Deal held-out people: judged ones (a bootstrap sample of n a group), the same away from the
-    site, and its known euploids, who are never judged.
-    """
+def _deal(held: People, entanglement: float, most: int, rng) -> tuple[People, People]:
+    """Deal people: a bootstrap sample to judge, at the new site and away, and euploids to know."""
     euploid, ds = (rng.permutation(np.flatnonzero(held.ds == group)) for group in (0, 1))
     n = min(len(ds), len(euploid) - most)
-    chosen = np.concatenate([rng.choice(rows, n) for rows in (euploid[most:], ds)])
-    new = np.r_[np.arange(n) < round((1 - share) * n), np.arange(n) < round(share * n)]
-    away = held.rows(chosen)
-    features = np.where(new[:, None], moved.features[chosen], away.features)
-    test = away._replace(features=features, site=np.where(new, NEW, away.site))
-    return test, away, moved._replace(ds=held.ds).rows(euploid[: most if share < 1 else 0])
+    some = held.rows(np.concatenate([rng.choice(rows, n) for rows in (euploid[most:], ds)]))
+    shares = (1 - entanglement) / 2, (1 + entanglement) / 2
+    new = np.concatenate([np.arange(n) < round(share * n) for share in shares])
+    features = np.where(new[:, None], some.features, some.own)
+    known = held._replace(site=np.full(len(held.site), NEW))
+    known = known.rows(euploid[: most if entanglement < 1 else 0])
+    return some._replace(features=features, site=np.where(new, NEW, some.site)), known
 
 
-def _measure(method, train: People, test: People, away: People, known: People) -> dict:
-    """Return a method's false-positive rate, effect kept, and AUROC of all and at the new site.
+def _measure(method, train: People, test: People, known: People) -> dict:
+    """Return false-positive rate and effect kept at the new site, and AUROC of everybody judged.
 
     `kept` is the slope through 0 of the DS group's z per region on that away from the site.
     """
     z_train, z, freedom = method(train, test, known)
     model = LogisticRegression(C=PENALTY, class_weight="balanced", solver="newton-cholesky")
-    score, new = model.fit(z_train, train.ds).decision_function(z), test.site == NEW
-    wins = score[test.ds == 1, None] > score[test.ds == 0]  # no ties: nobody is in both groups
-    healthy, ds = new & (test.ds == 0), new & (test.ds == 1)
-    found = {"auc": wins.mean()}
-    if healthy.any():
-        found["fpr"] = (np.abs(z[healthy]) > stats.t.isf(0.025, freedom)).mean()
-    if ds.any():
-        seen, true = z[ds].mean(0), _plain(train, away.rows(ds), known)[1].mean(0)
-        found["kept"] = seen @ true / (true @ true)
-    if healthy.any() and ds.any():
-        found["auc_new"] = wins[new[test.ds == 1]][:, new[test.ds == 0]].mean()
-    return found
+    auc = roc_auc_score(test.ds, model.fit(z_train, train.ds).decision_function(z))
+    healthy, ds = ((test.site == NEW) & (test.ds == group) for group in (0, 1))
+    away = _judge(train, test._replace(features=test.own), known)[1][ds].mean(0)
+    kept = z[ds].mean(0) @ away / (away @ away)
+    flagged = np.abs(z[healthy]) > stats.t.isf(0.025, freedom)
+    return {"fpr": flagged.mean() if healthy.any() else np.nan, "kept": kept, "auc": auc}
 
 
-def _draw(train: People, held: People, moved: People, known: list[int], rng) -> Iterator[dict]:
-    """Yield one draw's statistics of every share and method, or why the method refuses."""
-    permuted = [people._replace(ds=rng.permutation(people.ds)) for people in (train, held)]
-    plans = [(name, k) for name in METHODS for k in (known if name in CHOOSY else [None])]
-    for share, null in product(SHARES, (False, True)):
-        some, others = permuted if null else (train, held)
-        test, away, euploids = _deal(others, moved, share, max(known), rng)
+def _draw(train: People, held: People, known: list[int], rng) -> Iterator[dict]:
+    """Yield a draw's statistics of each entanglement and method, or why the method refuses."""
+    shuffled = [people._replace(ds=rng.permutation(people.ds)) for people in (train, held)]
+    plans = [(name, k) for name in METHODS for k in (known if name in CHOOSY else [0])]
+    for entanglement in ENTANGLEMENT:
+        test, euploids = _deal(held, entanglement, max(known), rng)
+        null, others = _deal(shuffled[1], entanglement, max(known), rng)
         for name, k in plans:
-            row = {"ds_share": share, "method": name, "known": k or 0, "null": null}
-            judged = test._replace(features=away.features) if name == SAME else test
+            row, first = dict(zip(KEYS, (entanglement, name, k))), slice(k or None)
             try:
-                found = _measure(METHODS[name], some, judged, away, euploids.rows(slice(k)))
+                row |= _measure(METHODS[name], train, test, euploids.rows(first))
+                found = _measure(METHODS[name], shuffled[0], null, others.rows(first))
+                row["auc_null"] = found["auc"]
             except BadInput as problem:
-                found = {"reason": str(problem)}
-            yield row | found
+                row["reason"] = str(problem)
+            yield row
 
 
 def _summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a share, method and number of known euploids: means, 95 % ranges, null."""
-    ends = {"": "mean", "_low": partial(pd.Series.quantile, q=0.025),
-            "_high": partial(pd.Series.quantile, q=0.975)}  # fmt: skip
-    columns = {name + end: (name, how) for name in STATISTICS for end, how in ends.items()}
-    nulls = {"auc_null" + end: ("auc", how) for end, how in ends.items()}
-    alone = rows["reason"].isna() & rows["ds_share"].eq(1) & rows["method"].ne(SAME)
-    rows["reason"] = rows["reason"].mask(alone, ALONE)
-    seen = rows[~rows["null"]].groupby(KEYS, sort=False).agg(**columns, reason=("reason", "first"))
-    baseline = [max(share, 1 - share) for share, *_ in seen.index]
-    return seen.join(rows[rows["null"]].groupby(KEYS).agg(**nulls)).assign(auc_site_alone=baseline)
+    """Return a row each entanglement, method and number known: means, 95 % ranges, reasons."""
+    alone = rows["reason"].isna() & rows["entanglement"].eq(1)
+    groups = rows.assign(reason=rows["reason"].mask(alone, ALONE)).groupby(KEYS, sort=False)
+    low, high = (groups[STATISTICS].quantile(q) for q in (0.025, 0.975))
+    ranges = [groups[STATISTICS].mean(), low.add_suffix("_low"), high.add_suffix("_high")]
+    table = pd.concat([*ranges, groups["reason"].first()], axis=1)
+    table["auc_site_alone"] = (1 + table.index.get_level_values(0)) / 2
+    return table.astype(object).where(table.notna(), None)
 
 
 def entangle(root: Path, study: Study) -> dict:
@@ -203,27 +189,20 @@ def entangle(root: Path, study: Study) -> dict:
     Ranges hold 95 % of the draws: who is judged, where, and who is known; so they are what one
     new site would see. None comes with a reason.
     """
-    names = ("new_site_fpr", "new_site_fpr_recentred", "new_site_kept", "combat_leak_auc")
-    train, held, moved = gather(root, study)
+    train, held = gather(root, study)
     euploid, ds = np.bincount(held.ds, minlength=2)
     known = [k for k in study.sites.known if min(euploid - k, ds) >= FEWEST]
-    aged = np.isfinite(np.vstack([train.covariates, held.covariates])).all()
-    if not (known and aged and train.ds.any()):
-        reason = f"{euploid} euploids and {ds} people with DS held out: too few for a new site"
-        reason = reason if aged else "somebody's age or sex is missing"
-        tables = {"reasons": dict.fromkeys(names, reason)}
-        return {"headline": dict.fromkeys(names), "tables": tables}
-    rows = []
-    for draw in range(study.sites.draws):
-        rng = np.random.default_rng([study.sites.seed, draw])
-        rows += _draw(train, held, moved, known, rng)
-        record.progress("new site", draw + 1, study.sites.draws)
-    table = _summarise(pd.DataFrame(rows, columns=[*KEYS, "null", "reason", *STATISTICS]))
-    best, faulty = (0.5, "re-centred, rescaled", max(known)), (1.0, list(METHODS)[-1], 0)
-    cells = (((0.5, "as it is", 0), "fpr"), (best, "fpr"), (best, "kept"), (faulty, "auc_null"))
-    reasons = {n: table.loc[row, "reason"] for n, (row, of) in zip(names, cells)
-               if pd.isna(table.loc[row, of])}  # fmt: skip
-    table = table.astype(object).where(table.notna(), None)
-    headline = {name: table.loc[cell] for name, cell in zip(names, cells)}
+    rows, draws = [], study.sites.draws if known and train.ds.any() else 0
+    for draw in range(draws):
+        rows += _draw(train, held, known, np.random.default_rng([study.sites.seed, draw]))
+        record.progress("new site", draw + 1, draws)
+    table = pd.DataFrame(rows, columns=[*KEYS, *STATISTICS, "reason"])
+    table = _summarise(table.astype(dict.fromkeys(STATISTICS, float)))
+    headline, reasons = {}, {}
+    for name, (entanglement, method, column) in HEADLINE.items():
+        row = (entanglement, method, max(known, default=0) if method in CHOOSY else 0)
+        headline[name] = table[column].get(row)
+        if headline[name] is None:
+            reasons[name] = table["reason"].get(row, TOO_FEW)
     tables = {"sites": table.reset_index().to_dict("records"), "reasons": reasons}
     return {"headline": headline, "tables": tables}
