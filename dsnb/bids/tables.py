@@ -14,12 +14,12 @@ from dsnb.space import GROUPS, STAGES
 
 # Columns that stay text, whatever they look like: a site called 1 is no number.
 TEXT = frozenset(
-    ("participant_id", "family", "group", "group_recorded", "kind", "origin", "sex", "site",
-     "session", "stage", "disability", "karyotype", "split", "t1w", "sha", "flag", "code",
+    ("participant_id", "family", "group", "group_recorded", "kind", "origin", "sex", "cohort",
+     "site", "session", "stage", "disability", "karyotype", "split", "t1w", "sha", "flag", "code",
      "reason", "notes")
 )  # fmt: skip
 OPTIONAL = (
-    "group", "family", "site", "session", "karyotype", "stage", "disability", "cognition",
+    "group", "family", "cohort", "site", "session", "karyotype", "stage", "disability", "cognition",
     "motion", "tiv_ml", "origin",
 )  # fmt: skip
 SEXES = ("F", "M")

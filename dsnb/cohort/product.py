@@ -18,6 +18,7 @@ COLUMNS = (
         "kind": "recorded, twin (without the condition), planted (with it), sham (a field of "
         "equal size), repeat (a later session) or native (before registration)",
         "origin": "participant_id of the original",
+        "cohort": "a part of the study with sites of its own: PUBLIC, CLINIC, EXTERNAL",
         "motion": "motion score, mm",
         "tiv_ml": "native head size, ml",
         "split": "which part of the study sees this person",
