@@ -95,8 +95,7 @@ def draw_pose(row: dict, study: Study) -> tuple[np.ndarray, np.ndarray]:
     template_ml = float(space.load_template(LATTICE).brain.sum()) * LATTICE.voxel_ml
     axes = np.array([row[f"head_{axis}"] for axis in ("lr", "ap", "si")])
     scale = axes * np.cbrt(row["tiv_ml"] / template_ml / axes.prod())
-    turn = np.radians(rng.normal(0, NATIVE_NOISE = 3.0  # times that of the study grid, whose voxels average over many
-TURN_DEGREES, 3))
+    turn = np.radians(rng.normal(0, TURN_DEGREES, 3))
     rotation = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), turn):
         step = np.eye(3)
