@@ -11,6 +11,8 @@ RAW ?=
 COHORT := $(if $(RAW),-$(notdir $(patsubst %/,%,$(RAW))))
 DATA ?= $(or $(DSNB_DATA),data$(if $(filter-out small,$(PRESET))$(RAW),-$(PRESET)$(COHORT)))
 RUN := $(VENV)/bin/python -m
+# Two at a time, one thread each: threads of several processes on two cores spin against each other.
+TEST := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist loadscope
 
 .PHONY: help study test test-all book verify lint clean
 
@@ -28,10 +30,10 @@ study: $(VENV)/.installed  ## run the ten stages, build the book (PRESET=small|s
 	@$(RUN) dsnb study --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
 
 test: $(VENV)/.installed  ## the quick tests
-	@$(RUN) pytest -q -m "not fault and not cluster and not browser"
+	@$(TEST) -m "not fault and not cluster and not browser"
 
 test-all: $(VENV)/.installed  ## every test
-	@$(RUN) pytest -q
+	@$(TEST)
 
 book: $(VENV)/.installed  ## build the book from the committed pages, without training
 	@$(RUN) dsnb verify

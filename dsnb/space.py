@@ -17,6 +17,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 SPACE = "MNI152NLin2009aSym"
+SLAB = 16  # voxels of 1 mm
 MARGIN = 8  # voxels of 1 mm around the brain, wider than any low-pass
 CENTRE_MM = (0.0, -17.0, 5.0)
 GROUPS = ("euploid", "DS")
@@ -124,8 +125,8 @@ def _sigmoid(value: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(value, -40, 40)))
 
 
-def _region_formulas(mm: np.ndarray, gm: np.ndarray, wm: np.ndarray, csf: np.ndarray) -> dict:
-    """Return soft memberships (0..1) of every region from MNI coordinates and tissue maps."""
+def _region_formulas(mm: np.ndarray, gm: np.ndarray, wm: np.ndarray, fluid: np.ndarray) -> dict:
+    """Return soft memberships (0..1) of every region from MNI mm, tissue maps and `ventricles`."""
     x, y, z = mm
     side = np.abs(x)
 
@@ -179,7 +180,7 @@ def _region_formulas(mm: np.ndarray, gm: np.ndarray, wm: np.ndarray, csf: np.nda
         "frontal": cortex * frontal,
         "superior_temporal": cortex * superior,
         "lentiform": lentiform * tissue,
-        "ventricles": ventricles(x, y, z, csf),
+        "ventricles": fluid,
         "corpus_callosum": callosum * rest,
         "thalamus": thalamus * tissue,
         "caudate": caudate * tissue,
@@ -204,20 +205,30 @@ def ventricles(x: np.ndarray, y: np.ndarray, z: np.ndarray, csf: np.ndarray) -> 
     return np.where(inside, csf, 0).astype(np.float32)
 
 
-def _region_masks_1mm() -> tuple[np.ndarray, np.ndarray]:
-    """Return soft region memberships at 1 mm around the brain, (R, X, Y, Z), and their affine."""
-    _, gm, wm, brain, affine = template_1mm()
+def crop_1mm() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return `template_1mm` around the brain only, with half the voxels and its own affine."""
+    *maps, affine = template_1mm()
     box = tuple(
         slice(max(side.start - MARGIN, 0), side.stop + MARGIN)
-        for side in ndimage.find_objects((brain > 0).astype(np.int8))[0]
+        for side in ndimage.find_objects((maps[-1] > 0).astype(np.int8))[0]
     )
-    affine = affine @ nib.affines.from_matvec(np.eye(3), [side.start for side in box])
-    gm, wm, brain = gm[box], wm[box], brain[box]
+    shift = nib.affines.from_matvec(np.eye(3), [side.start for side in box])
+    return (*(values[box] for values in maps), affine @ shift)
+
+
+def _region_masks_1mm() -> tuple[np.ndarray, np.ndarray]:
+    """Return soft region memberships at 1 mm around the brain, (R, X, Y, Z), and their affine."""
+    _, gm, wm, brain, affine = crop_1mm()
     csf = np.clip(brain - gm - wm, 0, 1)
     voxels = np.indices(gm.shape, dtype=np.float32)
     mm = voxels + affine[:3, 3, None, None, None].astype(np.float32)
-    masks = _region_formulas(mm, gm * brain, wm * brain, csf)
-    return np.stack([masks[name].astype(np.float32) for name in REGIONS]), affine
+    maps = mm, gm * brain, wm * brain, ventricles(*mm, csf)
+    masks = np.empty((len(REGIONS), *gm.shape), np.float32)
+    for start in range(0, len(gm), SLAB):  # the formulas hold fifty maps at once
+        slab = slice(start, start + SLAB)
+        found = _region_formulas(*(values[..., slab, :, :] for values in maps))
+        masks[:, slab] = [found[name] for name in REGIONS]
+    return masks, affine
 
 
 @cache

@@ -29,24 +29,24 @@ TURN_DEGREES, SHIFT_MM = 8.0, 8.0  # SD of the head's pose in the scanner
 def _anatomy(grid: Grid) -> tuple[torch.Tensor, np.ndarray]:
     """Return GM, WM, CSF and residual texture at 1 mm, smoothed to the grid's voxel, and affine.
 
-    Maps are (4, 197, 233, 189); the three tissues sum to the brain.
+    Maps are (4, X, Y, Z) around the brain; the three tissues sum to it.
     """
-    t1w, gm, wm, brain, affine = space.template_1mm()
+    t1w, gm, wm, brain, affine = space.crop_1mm()
     stem = space.region_masks(LATTICE)[space.REGIONS.index("brainstem")]  # bright in every T1w
     to_lattice = np.linalg.inv(LATTICE.affine) @ affine
-    stem = ndimage.affine_transform(
-        stem, to_lattice[:3, :3], to_lattice[:3, 3], gm.shape, order=1
-    )  # fmt: skip
+    turn, shift = to_lattice[:3, :3], to_lattice[:3, 3]
+    stem = ndimage.affine_transform(stem, turn, shift, gm.shape, order=1)
     gm, wm = gm * brain * (1 - stem), brain * (wm + stem * gm)
-    maps = np.stack([gm, wm, np.clip(brain - gm - wm, 0, 1)]) ** CRISPNESS
-    maps *= brain / np.maximum(maps.sum(0), 1e-6)
-    inside = brain > 0.5
-    contrast = np.linalg.lstsq(maps[:, inside].T, t1w[inside], rcond=None)[0]
-    texture = brain * (t1w - np.tensordot(contrast, maps, 1))
+    maps = np.stack([gm, wm, np.clip(brain - gm - wm, 0, 1), t1w]).astype(np.float32)
+    tissues, inside = maps[:3], brain > 0.5
+    tissues **= CRISPNESS
+    tissues *= brain / np.maximum(tissues.sum(0), 1e-6)
+    contrast = np.linalg.lstsq(tissues[:, inside].T, t1w[inside], rcond=None)[0]
+    maps[3] = brain * (t1w - np.tensordot(contrast, tissues, 1))
     voxel = 0.425 * grid.voxel_mm if grid.voxel_mm > 1 else 0  # FWHM of a voxel, as in space
-    width = np.hypot(voxel, BLUR_MM)
-    smooth = [ndimage.gaussian_filter(one, width) for one in (*maps, texture)]
-    return torch.from_numpy(np.stack(smooth).astype(np.float32)), affine
+    for one in maps:
+        ndimage.gaussian_filter(one, np.hypot(voxel, BLUR_MM), output=one)
+    return torch.from_numpy(maps), affine
 
 
 def render(displacement: np.ndarray, row: dict, study: Study, grid: Grid) -> np.ndarray:
