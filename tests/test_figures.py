@@ -91,3 +91,14 @@ def test_all_figures_render_small():
         page = io.BytesIO()
         figure.savefig(page)
         assert page.tell() < 150_000
+
+
+def test_curves_keep_their_values_and_intervals():
+    """Would fall: that a curve shows its table's values, and its band their interval."""
+    table = pd.DataFrame({"k": [0, 5], "left": [1.0, 0.8], "low": [0.9, 0.7], "high": [1.1, 0.9]})
+    figure = figures.plot_curves({"real": table, "phantom": table / 2}, "k", "left", "k", "left")
+    axes = figure.axes[0]
+    assert [line.get_label() for line in axes.lines] == ["real", "phantom"]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), table["left"])
+    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.min() == 0.7 and edges.max() == 1.1
