@@ -69,9 +69,9 @@ def spread_rows(euploids: pd.DataFrame) -> dict[str, list[dict]]:
     volumes = np.log(euploids[[f"{name}_before" for name in space.REGIONS]].to_numpy(float))
     left = volumes - design @ np.linalg.lstsq(design, volumes, rcond=None)[0]
     sd = np.sqrt((left**2).sum(0) / (len(left) - design.shape[1]))
-    wanted = TRAITS.loc["spread"]
+    drawn = TRAITS.loc["spread"]
     spread = [
-        {"region": name, "wanted_sd_pct": 100 * wanted[name], "reached_sd_pct": 100 * value}
+        {"region": name, "drawn_sd_pct": 100 * drawn[name], "reached_sd_pct": 100 * value}
         for name, value in zip(space.REGIONS, sd)
     ]
     r = pd.DataFrame(np.corrcoef(left.T), space.REGIONS, space.REGIONS)

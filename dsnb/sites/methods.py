@@ -78,7 +78,8 @@ class ComBat:
     def apply(self, features: np.ndarray, site: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """Return harmonised features (N, F); a group given as 0 for everybody reads no label."""
         if unknown := sorted(set(site) - set(self.sites)):
-            raise BadInput("E-SITE", "ComBat", "a site", unknown[0], "one it knows", NOT_SEPARABLE)
+            said = ("a site", str(unknown[0]), "one it knows", NOT_SEPARABLE)
+            raise BadInput("E-SITE", "ComBat", *said)
         gamma, delta = (np.stack([self.sites[s][i] for s in site]) for i in (0, 1))
         expected = self.alpha + covariates @ self.beta
         return expected + self.sd * ((features - expected) / self.sd - gamma) / delta
