@@ -84,7 +84,9 @@ def run(command: Command) -> int:
     if verb == "verify":
         pages.verify(pages.REPOSITORY / "book")
         return 0
-    if command.source:
+    if verb == "prepare" and command.check:
+        return check(command)
+    if verb == "import" and command.source:
         source, into = expect(command, "two folders, IN OUT", 2)
         bids.import_cohort(command.source, Path(source).expanduser(), Path(into).expanduser())
         return 0
@@ -102,8 +104,6 @@ def run(command: Command) -> int:
         trained[model].train(root, study)
         return 0
     expect(command, "no further word", 0)
-    if command.check:
-        return check(root, raw, command.full)
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
         "import": lambda: cohort.gather(root, study, raw),
@@ -126,12 +126,16 @@ def expect(command: Command, what: str, count: int) -> tuple[str, ...]:
     return command.words
 
 
-def check(root: Path, raw: Path | None, full: bool) -> int:
-    """Check a BIDS folder before anything is made of it; print the report, keep `check.json`."""
-    if raw is None:
+def check(command: Command) -> int:
+    """Check a BIDS folder before anything is made of it; print the report, keep `check.json`.
+
+    The data root is not marked by it: it may become that of any study.
+    """
+    if not command.raw:
         fix = "give your BIDS folder"
         raise BadInput("E-RAW", "command line", "--raw", "", "a folder to check", fix)
-    found = cohort.check(raw, full, root)
+    root = record.find_root(command.data_root)
+    found = cohort.check(Path(command.raw).expanduser(), command.full, root)
     print(cohort.as_text(found))
     record.write_json(root / "check.json", found)
     return 2 if found["problems"] else 0

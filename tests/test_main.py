@@ -35,7 +35,7 @@ def test_check_prints_and_keeps_one_report(age, code, tmp_path, capsys):
     report = json.loads((root / "check.json").read_text())
     assert report["verdict"] == ("refused" if code else "accepted")
     assert ("E-AGE" in capsys.readouterr().out) is bool(code)
-    assert not (root / "cohort").exists()
+    assert not (root / "cohort").exists() and not (root / "study.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,5 @@ def test_import_without_a_layout_takes_the_folder_in(tmp_path):
     words = ["--preset", "smoke", "--raw", str(raw), "--data-root", str(root)]
     assert run("import", *words) == 0
     assert record.require(root, "cohort")
+    with pytest.raises(BadInput, match="E-WORDS"):
+        run("prepare", "everything", *words)

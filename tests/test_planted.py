@@ -11,6 +11,11 @@ from dsnb.volumes.scan import normalise, place
 GRID = space.GRIDS["small"]
 MASKS = space.region_masks(GRID)
 PEOPLE = 12
+NAMED = (
+    "cerebellum", "brainstem", "hippocampus", "amygdala", "parahippocampal", "frontal",
+    "superior_temporal", "parietal", "occipital", "lentiform", "thalamus", "ventricles",
+    "corpus_callosum",
+)  # fmt: skip
 OPENED = ndimage.binary_dilation(MASKS[space.REGIONS.index("ventricles")] > 0.1, iterations=2)
 BRIGHTEST_FLUID = 0.45  # white matter is 0.85, grey matter 0.55
 
@@ -29,11 +34,11 @@ def factor(seed: int) -> float:
 
 @pytest.mark.parametrize("severity", [0.0, 0.5, 1.0, 1.5, 2.0])
 def test_labels_change_as_asked_at_any_severity(severity):
-    """Falls: the severity dial; label maps measure it, not the field's own Jacobian."""
+    """Falls: the severity dial; moved label maps measure it, not the field's own Jacobian."""
     displacement, truth = phantom.disease_displacement(GRID, severity, seed=4)
     wanted = np.expm1(fields.targets(0.0, severity * factor(4)))
-    gaps = 100 * np.abs(np.expm1(changes(displacement)) - wanted)
-    assert np.sort(gaps)[:12].max() < 2 and gaps.max() < 2 + 3 * severity
+    gaps = dict(zip(space.REGIONS, 100 * np.abs(np.expm1(changes(displacement)) - wanted)))
+    assert max(gaps[name] for name in NAMED) < 2 * max(severity, 1), gaps
     assert np.isfinite(truth).all() and np.abs(truth).max() < 4, "a voxel folds"
     if severity == 0:
         assert np.abs(displacement).max() == 0

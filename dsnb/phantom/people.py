@@ -39,6 +39,7 @@ WIDEST = 2.0  # SD: nobody's region lies farther out, so that nothing folds
 SWIRL_MM = ((0.9, 28.0), (0.9, 12.0), (0.75, 6.0))
 WANDER_MM = ((0.6, 28.0),)
 AXES_SD = 0.016  # stretch of each axis
+DS_VENTRICLES = 0.5  # of their spread before the disease, so that dementia can widen all [E]
 DS_VARIABILITY = 1.2  # DS groups vary more than euploids, facts 2.1 [E]
 ONSET_YEARS, ONSET_SD, PRODROMAL_YEARS, SURVIVAL_YEARS = 53.8, 6.0, 3.5, 4.6  # facts 2.2
 # Atrophy goes on without steps: years since onset at which `fields.targets` reads 0, 1, 2, 2.2. [E]
@@ -177,7 +178,8 @@ def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]
     centred = LATTICE.coordinates_mm() - np.float32(space.CENTRE_MM)[:, None, None, None]
     shape = np.float32(wider) * (noise + stretch * centred)
     spread = TRAITS.loc["spread"] * wider
-    spread["ventricles"] /= wider  # they are the widest as it is, and disease still widens them
+    if row["group"] == "DS":  # the disease widens them, each person's by another factor
+        spread["ventricles"] *= DS_VENTRICLES
     wanted = spread.to_numpy() * draw_regions(rng)
     wanted = wanted + TRAITS.loc["decade"].to_numpy() * (max(row["age"], 30) - 30) / 10
     wanted = wanted + TRAITS.loc["male"].to_numpy() * (0.5 if row["sex"] == "M" else -0.5)

@@ -46,8 +46,8 @@ def _save(path: Path, values: np.ndarray, affine, step: float, note: dict) -> No
 def _write_person(raw: Path, row: dict, study: Study, kinds: tuple[str, ...]) -> None:
     """Write one visit's scan and what else is asked of it; skip what is there.
 
-    In DS that is always the twin without disease (same seeds), the truth in the patient's grid:
-    log-Jacobian, and the intensity change of the noise-free volumes.
+    The twin is the same person without the disease. In DS the truth lies beside it in the patient's
+    grid: the log-Jacobian, and the intensity change of the noise-free volumes.
     """
     torch.set_num_threads(1)
     paths, grid, seed = _paths(row), study.grid, study.cohort.seed
@@ -70,7 +70,8 @@ def _write_person(raw: Path, row: dict, study: Study, kinds: tuple[str, ...]) ->
     if row["group"] == "DS":
         without = render(own, healthy, study, grid)
         unit = {"Units": "log volume ratio, patient over twin"}
-        _save(raw / paths["twin"], scan(without, row, study), grid, step, note)
+        if "twin" in kinds:
+            _save(raw / paths["twin"], scan(without, row, study), grid, step, note)
         _save(raw / paths["truth"], truth, grid, LOG_STEP, {**note, **unit})
         unit = {"Units": "white matter near 0.85, patient minus twin at the same voxel"}
         _save(raw / paths["intensity"], clean - without, grid, LOG_STEP, {**note, **unit})

@@ -15,6 +15,7 @@ from dsnb.record.products import Product, begin, require
 from dsnb.record.results import (
     HEADLINE,
     STAGES,
+    find_root,
     open_root,
     read_mark,
     read_results,
@@ -22,7 +23,7 @@ from dsnb.record.results import (
 )  # fmt: skip
 
 __all__ = [
-    "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "open_root",
-    "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
+    "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "find_root",
+    "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
     "write_json", "write_results", "write_text",
 ]  # fmt: skip

@@ -31,12 +31,17 @@ HEADLINE = {
 STAGES = tuple(HEADLINE)
 
 
+def find_root(data_root: str) -> Path:
+    """Return the data root: the folder named, else $DSNB_DATA, else `data` beside the package."""
+    return Path(data_root or os.environ.get("DSNB_DATA") or HOME.parent / "data").expanduser()
+
+
 def open_root(data_root: str, preset: str, data: str | None, people_may_be_shown: bool) -> Path:
     """Return the data root, marked with its preset and data; another study's root is refused.
 
     `data` is None where a stage takes what earlier stages left.
     """
-    root = Path(data_root or os.environ.get("DSNB_DATA") or HOME.parent / "data").expanduser()
+    root = find_root(data_root)
     mark = root / "study.json"
     fix = "give another data root (data_root, or DSNB_DATA)"
     if mark.is_file():
