@@ -109,7 +109,7 @@ def find_mixture(manifest: pd.DataFrame, sites: pd.Series) -> tuple[list, list]:
         where, seen = f"site {site}", kinds.to_dict()
         if odd is not None and len(scans) >= FEW:
             said = ("one of the grids", seen, "that of the site")
-            fix = "replace them, or state a site of their own"
+            fix = "replace them, or add a column site that tells sites apart"
             problems.append(BadInput("E-MIXED", ", ".join(scans["path"][odd]), *said, fix))
         elif len(kinds) > 1:
             fix = "nothing, if its protocol changed"
