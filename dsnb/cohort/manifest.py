@@ -82,7 +82,7 @@ def _examine(raw: Path, path: str) -> dict:
 
 
 def find_copies(manifest: pd.DataFrame) -> list[BadInput]:
-    """Return E-DUP for every scan that stands under two names, however it was saved again."""
+    """Return E-DUP for scans under two names, however saved again; rescaled ones are not seen."""
     problems = []
     for _, same in manifest[manifest.duplicated("voxels", keep=False)].groupby("voxels"):
         first, *others = same["path"]
