@@ -82,13 +82,37 @@ def test_cohort_without_ds_counts_as_euploid_aloud(tmp_path, capsys):
     assert "everyone counts as euploid (control, depr)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["DownSyndrome", "DS-AD", "T21mosaic", "trisomy21"])
+@pytest.mark.parametrize(
+    "name", ["DownSyndrome", "DS-AD", "T21mosaic", "trisomy21", "AD_DS", "aDS", "T-21", "mosaic"]
+)
 def test_no_name_of_ds_passes_as_euploid(name, tmp_path):
     """A misspelt Down syndrome group must never train a norm."""
     write(tmp_path, f"participant_id age sex group\nsub-1 30 M control\nsub-2 31 F {name}\n")
     _, problems = bids.read_participants(tmp_path)
     assert [problem.code for problem in problems] == ["E-GROUP"]
     assert f"line 3: {name}" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    "header, cells",
+    [
+        ("group karyotype", "HC trisomy21"),
+        ("group stage", "patient dementia"),
+        ("diagnosis", "DS"),
+        ("dx", "2"),
+    ],
+)
+def test_what_only_people_with_ds_have_makes_nobody_a_control(header, cells, tmp_path):
+    """Falls: that a group under another name, or none, cannot turn people with DS into euploids."""
+    write(tmp_path, f"participant_id age sex {header}\nsub-1 30 M {cells}\n")
+    assert [problem.code for problem in bids.read_participants(tmp_path)[1]] == ["E-GROUP"]
+    rule = (
+        "  group: {from: [diagnosis, dx, group], codes: {'2': DS, hc: DS, patient: DS, ds: DS}}\n"
+    )
+    rest = "".join(f"  {name}: {{from: [{name}]}}\n" for name in ("participant_id", "age", "sex"))
+    (tmp_path / "columns.yml").write_text("missing: [n/a]\ncolumns:\n" + rest + rule)
+    table, problems = bids.read_participants(tmp_path)
+    assert problems == [] and table["group"].tolist() == ["DS"]
 
 
 def test_every_wrong_cell_is_reported_at_once(tmp_path):

@@ -47,6 +47,15 @@ def test_what_is_accepted_but_changed_is_noted(tmp_path):
     assert notes == ["squeezed to 3D", "slope 0 read as unset"]
 
 
+def test_a_stripped_float64_scan_is_no_bomb(tmp_path):
+    """Falls: that a brain of 256 grey values among zeros, saved as float64, is taken."""
+    volume = np.zeros((256, 256, 160))
+    volume[100:140, 100:150, 50:110] = np.random.default_rng(0).integers(0, 256, (40, 50, 60))
+    nib.save(nib.Nifti1Image(volume, AFFINE), tmp_path / "scan.nii.gz")
+    assert volume.nbytes > 72 * (tmp_path / "scan.nii.gz").stat().st_size
+    assert checks.read_nifti(tmp_path / "scan.nii.gz")[0].max() == 255
+
+
 @pytest.mark.parametrize("fault", [name for name in CONTENTS if name.startswith("D10")])
 def test_d10_bombs_are_refused_in_time_and_memory(fault, tmp_path):
     """A header of 32767^3 voxels and a gigabyte of zeros cost neither a second nor 200 MB."""

@@ -123,6 +123,26 @@ def test_rows_of_sessions_bring_their_own_age(tmp_path):
     assert [problem.code for problem in cohort.read_folder(raw).problems] == ["E-PERSON"]
 
 
+@pytest.mark.parametrize("scans, told", [("n/a", "1"), ("01", "1"), ("1", "ses-001")])
+def test_a_session_meets_its_row_however_it_is_written(scans, told, tmp_path):
+    """Falls: that a person is not lost for a label that lacks a zero, or a folder."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw").assign(session="n/a")
+    if scans != "n/a":
+        add_sessions(raw, "sub-004", scans)
+    table.loc[3, "session"] = told
+    bids.write_table(raw / "participants.tsv", table)
+    folder = cohort.read_folder(raw)
+    assert folder.problems == [] and len(folder.people) == 12 and folder.excluded.empty
+
+
+def test_no_session_that_meets_its_row_is_refused(tmp_path):
+    """Falls: that a folder of which no scan has its row is told so, in one sentence."""
+    raw, table = tmp_path / "raw", make_raw(tmp_path / "raw", people=1)
+    add_sessions(raw, "sub-001", "a", "b")
+    bids.write_table(raw / "participants.tsv", table.assign(session="c"))
+    assert [problem.code for problem in cohort.read_folder(raw).problems] == ["E-NOBODY"]
+
+
 def test_names_that_we_give_are_nobodys(tmp_path):
     """A repeat, planted or sham row never takes the name of another person."""
     raw, table = tmp_path / "raw", make_raw(tmp_path / "raw")

@@ -132,6 +132,9 @@ def test_d20_the_choice_is_stated_in_the_table(tmp_path):
     malformed.add_column("t1w", chosen + " n/a" * 5)(raw)
     folder = cohort.read_folder(raw)
     assert folder.problems == [] and folder.people["t1w"][0] == chosen
+    malformed.edit_table("run-2", "run-3")(raw)
+    said = [problem.code for problem in cohort.read_folder(raw).problems]
+    assert said == ["E-PATH", "E-RUNS"], "a choice that is not there is no choice"
 
 
 def test_p05_nothing_is_written_outside(tmp_path):
@@ -183,7 +186,7 @@ def test_a_broken_table_hides_no_broken_scan(tmp_path):
 def test_the_guide_knows_every_row_and_code():
     """Falls: that a user finds every refusal of the folder's checks in the book."""
     text = GUIDE.read_text() + (GUIDE.parent / "own_cohort.md").read_text()
-    sources = [ROOT / "dsnb" / name for name in ("checks", "cohort", "bids")]
+    sources = [ROOT / "dsnb" / name for name in ("checks", "cohort", "bids", "volumes")]
     code = "".join(path.read_text() for folder in sources for path in folder.rglob("*.py"))
     raised = set(re.findall(r'"([EW]-[A-Z0-9]+)"', code)) | {"E-STAGE", "E-DISABILITY"}
     assert not {name for name in raised | ROWS if not re.search(rf"\b{name}\b", text)}

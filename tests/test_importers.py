@@ -93,6 +93,10 @@ def make_abcds(folder: Path) -> Path:
         f"1002_bl_{SECRET}_IR-FSPGR",
         "1003_bl",
         "1004_bl",
+        "1001_bl_FLAIR_reg_T1w",
+        "1001_bl_PiB_in_T1",
+        "1001_bl-AV1451_T1space",
+        "1001_bl_T1_brainmask",
     ):
         save_nifti(folder / f"visits/{name}.nii.gz", len(name))
     save_nifti(folder / "visits/1005_bl_FLAIR.nii.gz")

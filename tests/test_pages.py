@@ -41,6 +41,15 @@ def test_people_of_a_restricted_cohort_are_never_drawn(tmp_path):
         assert pages.may_show_people(root) is shown
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_broken_description_is_refused(text, tmp_path):
+    """Falls: that a licence nobody can read ends in a sentence, before anything is made."""
+    (tmp_path / "dataset_description.json").write_text(text, "latin-1")
+    with pytest.raises(BadInput, match="E-JSON"):
+        pages.open_study("smoke", str(tmp_path / "root"), str(tmp_path))
+    assert not (tmp_path / "root").exists()
+
+
 def whole_book(book):
     """Write a tiny book that passes."""
     (book / "executed").mkdir(parents=True)

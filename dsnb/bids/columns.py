@@ -97,9 +97,10 @@ def read_map(path: Path) -> ColumnMap:
     return ColumnMap(found.get("about", path.stem), columns, missing, exclude, orientation)
 
 
-def shipped(source: str) -> ColumnMap:
-    """Return the column map that comes with the package."""
-    return read_map(record.HOME / "columns" / f"{source}.yml")
+def shipped(source: str, folder: Path | None = None) -> ColumnMap:
+    """Return the column map that comes with the package, or the columns.yml of `folder`."""
+    own = folder and folder / "columns.yml"
+    return read_map(own if own and own.exists() else record.HOME / "columns" / f"{source}.yml")
 
 
 def _texts(values: list[str]) -> list[str]:

@@ -17,7 +17,6 @@ from dsnb.bids.columns import (
     OF_VISIT,
     ColumnMap,
     describe_columns,
-    read_map,
     shipped,
 )
 from dsnb.bids.layouts import LAYOUTS, VISIT, Layout, read_analyze, read_layout
@@ -40,8 +39,7 @@ def import_cohort(source: str, folder: Path, out: Path) -> pd.DataFrame:
     """
     out = out.absolute()
     _check_folders(folder, out)
-    own = folder / "columns.yml"
-    column_map = read_map(own) if own.exists() else shipped(source)
+    column_map = shipped(source, folder)
     layout = LAYOUTS[source]
     visits, excluded = _match(*read_layout(folder, layout, column_map), layout)
     visits = _judge(visits, column_map, excluded)

@@ -30,10 +30,11 @@ class Layout:
 
 LAYOUTS = {
     # Our reading of public analysis code, not of a release: names as in the tables, and the T1w
-    # alone or with T1, MPRAGE or SPGR in what follows.
+    # alone or with T1, MPRAGE or SPGR in what follows, unless that names another image.
     "abcds": Layout(
-        r"(?P<id>[A-Za-z0-9-]+)_(?P<session>[A-Za-z0-9-]+?)([_.-].*(?i:t1|mprage|spgr).*)?"
-        r"\.nii(\.gz)?",
+        r"(?P<id>[A-Za-z0-9-]+)_(?![A-Za-z0-9]+[_.-].*"
+        r"(?i:pet|pib|av\d|fdg|suvr|flair|(?<![a-z])t2|mask|seg|dwi|bold))"
+        r"(?P<session>[A-Za-z0-9-]+?)([_.-].*(?i:t1|mprage|spgr).*)?\.nii(\.gz)?",
         r"(?P<id>.*)", "{}", "<subject_label>_<event_code>[_...T1...].nii.gz", False,
     ),
     "oasis1": Layout(

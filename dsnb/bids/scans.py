@@ -56,6 +56,10 @@ def find_t1w(raw: Path, chosen: Collection[str] = ()) -> tuple[pd.DataFrame, lis
         fix = "give the BIDS folder that holds the sub-* folders"
         problems.append(BadInput("E-NOT1W", raw.name, "its T1w scans", 0, "sub-*/anat/", fix))
     found = pd.DataFrame(rows, columns=["participant_id", "session", "t1w"], dtype=object)
+    if absent := sorted({*chosen} - {*found["t1w"], MISSING}):
+        said = (absent, "T1w scans of this folder, like sub-01/anat/sub-01_T1w.nii.gz")
+        fix = "correct the column"
+        problems.append(BadInput("E-PATH", "participants.tsv", "t1w", *said, fix))
     return _choose(found, problems, chosen), problems
 
 

@@ -18,7 +18,7 @@ from dsnb.checks.doubts import doubt_header, doubt_voxels
 from dsnb.checks.refusals import BadInput, check_path, shown
 
 MAX_VOXELS = 512**3
-MAX_INFLATION = 40  # declared bytes for each byte on disk ...
+MAX_INFLATION = 200  # declared bytes for each on disk (stripped float64: 72, zeros: 1000) ...
 MIN_BOMB_BYTES = 2**26  # ... of files that declare more than this; small empty masks pack tighter
 # How far voxel sizes may stand apart, as a share: one written in other units is far beyond it.
 PIXDIM_TOLERANCE = 0.01

@@ -123,18 +123,22 @@ def _nobody(raw: Path) -> BadInput:
 def _match(people: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Give every scan its row; list who and what stays out.
 
-    A person's earliest session (by age, then by its label, numbers as numbers) is the recorded
-    one; later ones become repeats of it, named after it.
+    Labels meet without leading zeros; a person's only row meets the only scan, if that has no
+    label. A person's earliest session (by age, then by its label, numbers as numbers) is the
+    recorded one; later ones become repeats of it, named after it.
     """
     people = people.drop(columns="t1w", errors="ignore")
     people = people.drop_duplicates(["participant_id", "session"])  # told by E-DUPLICATE
     both = people.merge(found, on="participant_id", suffixes=("_row", ""))
-    own = both["session_row"] == both["session"]
-    both = both[own | (both["session_row"] == MISSING)]
+    row, scan = (both[name].map(_strip_zeros) for name in ("session_row", "session"))
+    alone = (scan == MISSING) & ~both.duplicated("participant_id", keep=False)
+    exact = both["session_row"] == both["session"]
+    both["general"] = np.select([exact, (row == scan) | alone], [0, 1], 2)  # the least fits best
+    both = both[(both["general"] < 2) | (both["session_row"] == MISSING)]
     years = pd.to_numeric(both["age"], errors="coerce")
     label = both["session"].map(lambda text: re.sub(r"\d+", lambda n: n[0].zfill(9), text))
     label = label.where(both["session"] != MISSING, "")
-    order = both.assign(general=~own, years=years, label=label)
+    order = both.assign(years=years, label=label)
     order = order.sort_values(["participant_id", "general"]).drop_duplicates("t1w")
     both = order.sort_values(["participant_id", "years", "label"]).reset_index(drop=True)
     person, later = both["participant_id"], both.duplicated("participant_id")
@@ -146,6 +150,10 @@ def _match(people: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     )
     given = set(zip(person, both["session_row"]))
     return table, _list_left_out(people, found, given, set(both["t1w"]))
+
+
+def _strip_zeros(label: str) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", label)
 
 
 def _list_left_out(people: pd.DataFrame, found: pd.DataFrame, given: set, used: set):

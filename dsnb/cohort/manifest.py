@@ -82,7 +82,7 @@ def _examine(raw: Path, path: str) -> dict:
 
 
 def find_copies(manifest: pd.DataFrame) -> list[BadInput]:
-    """Return E-DUP for every scan that stands under two names, however it was saved again."""
+    """Return E-DUP for scans under two names, however saved again; rescaled ones are not seen."""
     problems = []
     for _, same in manifest[manifest.duplicated("voxels", keep=False)].groupby("voxels"):
         first, *others = same["path"]
@@ -109,7 +109,7 @@ def find_mixture(manifest: pd.DataFrame, sites: pd.Series) -> tuple[list, list]:
         where, seen = f"site {site}", kinds.to_dict()
         if odd is not None and len(scans) >= FEW:
             said = ("one of the grids", seen, "that of the site")
-            fix = "replace them, or state a site of their own"
+            fix = "replace them, or add a column site that tells sites apart"
             problems.append(BadInput("E-MIXED", ", ".join(scans["path"][odd]), *said, fix))
         elif len(kinds) > 1:
             fix = "nothing, if its protocol changed"

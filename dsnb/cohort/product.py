@@ -49,7 +49,7 @@ def gather(root: Path, study: config.Study, raw: Path | None = None) -> None:
     settings = {"seed": asked.seed, "euploid": asked.euploid_split, "ds": asked.ds_split}
     if raw is not None:
         settings["participants"] = record.digest(raw / TABLE)
-        settings["scans"] = record.digest(table[["t1w", "sha"]].to_numpy().tolist())
+        settings["people"] = record.digest(table.astype(str).to_numpy().tolist())
         lies = os.path.relpath(raw.resolve(), root.resolve())
         record.write_json(root / manifest.SOURCE, {"raw": lies})
         record.say(as_text(report(folder)))

@@ -44,8 +44,12 @@ def open_study(preset: str, data_root: str, raw: str) -> tuple[Study, Path, Path
             raise BadInput("E-PATH", folder.name, "raw", "no such folder", "a BIDS folder", fix)
         data = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)
         description = folder / "dataset_description.json"
-        fields = json.loads(description.read_text()) if description.is_file() else {}
-        shown = str(fields.get("License", "")).upper().startswith(OPEN_LICENCES)
+        try:
+            fields = json.loads(description.read_bytes()) if description.is_file() else {}
+            shown = str(fields.get("License", "")).upper().startswith(OPEN_LICENCES)
+        except (ValueError, AttributeError):
+            said = ("no JSON object", 'an object like {"Name": "x", "License": "CC0"}', "repair it")
+            raise BadInput("E-JSON", description.name, "its content", *said) from None
     return study, record.open_root(data_root, preset, data, shown), folder
 
 
