@@ -85,7 +85,7 @@ def test_brain_that_lands_the_wrong_way_is_refused(tmp_path, monkeypatch):
     turn[1, 3] = 2 * space.CENTRE_MM[1]
     wrong = turn @ np.linalg.inv(POSE)
     monkeypatch.setattr(native, "register", lambda volume, affine, where: wrong)
-    monkeypatch.setattr(native, "correct_bias", lambda volume, affine: volume)
+    monkeypatch.setattr(native, "correct_bias", lambda volume, affine, where: volume)
     volumes.prepare(tmp_path, STUDY, processes=1)
     out = bids.read_table(tmp_path / "prepared" / "exclusions.tsv")
     assert out["code"].eq("E-REGISTER").all() and len(out) == 2
@@ -98,8 +98,8 @@ def test_shading_is_taken_away(posed):
     """Would fall: that N4 sees the shading; what is left is a fraction of what was planted."""
     volume, affine, _ = native.strip(*posed, "scan")
     field = np.exp(0.3 * np.linspace(-1, 1, volume.shape[1])).astype(np.float32)[:, None]
-    inside, plain = volume > 0, native.correct_bias(volume, affine)
-    corrected = native.correct_bias(volume * field, affine)
+    inside, plain = volume > 0, native.correct_bias(volume, affine, "scan")
+    corrected = native.correct_bias(volume * field, affine, "scan")
     left = np.log(corrected[inside] / plain[inside]).std()
     planted = np.log(np.broadcast_to(field, volume.shape)[inside]).std()
     assert left < 0.25 * planted
@@ -117,6 +117,14 @@ def test_a_head_is_not_taken_for_a_brain(posed, monkeypatch):
     with pytest.raises(BadInput, match="E-EMPTY"):
         native.strip(np.zeros_like(volume), affine, "scan")
     assert native.strip(volume, affine, "scan")[2] == []
+    monkeypatch.setattr(native, "can_strip", lambda: True)
+    for found, code in ((0 * whole, "E-EMPTY"), (whole, "E-SKULL")):
+        monkeypatch.setattr(native, "_extract_brain", lambda *a, found=found: found)
+        with pytest.raises(BadInput, match=code):
+            native.strip(whole, affine, "scan")
+    monkeypatch.setattr(native.sitk, "Shrink", native.sitk.ReadImage)  # any error of SimpleITK's
+    with pytest.raises(BadInput, match="E-BIAS"):
+        native.correct_bias(volume, affine, "scan")
 
 
 def test_a_large_upright_brain_is_not_taken_for_registered():
