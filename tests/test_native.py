@@ -1,6 +1,7 @@
 """Native scans find the template, lose their shading, and are judged; heads are never guessed."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_registration_that_runs_away_is_refused(posed, monkeypatch):
         native.register(volume, affine, "scan")
 
 
+def test_a_start_without_overlap_leaves_the_others(posed, monkeypatch):
+    """Would fall: that a scan is refused only where no start finds the template."""
+    whole, starts = native._match, []
+
+    def fails_first(*words, **more):
+        starts.append(more["shrink"])
+        if len(starts) == 1:
+            raise RuntimeError("all samples map outside")
+        return whole(*words, **more)
+
+    monkeypatch.setattr(native, "_match", fails_first)
+    assert away_mm(native.register(*posed, "scan"), POSE) < 0.4 and starts == [2, 2, 2, 1]
+
+
 def test_brain_that_lands_the_wrong_way_is_refused(tmp_path, monkeypatch):
     """Would fall: that a brain which fills the template's outline back to front is left out."""
     make_native_root(tmp_path)
@@ -122,7 +137,8 @@ def test_a_head_is_not_taken_for_a_brain(posed, monkeypatch):
         monkeypatch.setattr(native, "_extract_brain", lambda *a, found=found: found)
         with pytest.raises(BadInput, match=code):
             native.strip(whole, affine, "scan")
-    monkeypatch.setattr(native.sitk, "Shrink", native.sitk.ReadImage)  # any error of SimpleITK's
+    absent = lambda image, steps: native.sitk.ReadImage("absent.nii")  # noqa: E731  a RuntimeError
+    monkeypatch.setattr(native.sitk, "Shrink", absent)
     with pytest.raises(BadInput, match="E-BIAS"):
         native.correct_bias(volume, affine, "scan")
 
@@ -181,8 +197,13 @@ def test_doubtful_scans_come_first():
     table.loc[11:, list(quality.QC)[:-2]] *= 2  # another kind of scan, with numbers of its own
     table.loc[11:, "mask_ml"] = np.nan
     table.loc[3, "asymmetry"], table.loc[15, "cropped"] = 3.0, 0.05
+    for half, off in ((5, 0.5), (6, 1.5)):  # half a brain's mask, and one with a neck
+        table.loc[half, "mask_ml"] = off
     found = quality.find_outliers(table)
-    assert found["flag"].drop([3, 15]).eq("ok").all()
+    assert found["flag"].drop([3, 5, 6, 15]).eq("ok").all()
+    assert found["flag"][[5, 6]].eq("odd mask_ml").all()
+    table["mask_ml"] = table["mask_ml"].clip(0.9, 0.95)
+    found = quality.find_outliers(table)
     assert found["flag"][3] == "high asymmetry" and found["flag"][15] == "high cropped"
     assert set(found["doubt"].nlargest(2).index) == {3, 15}
 
@@ -192,7 +213,7 @@ def test_doubtful_scans_come_first():
 
 def make_native_root(root) -> None:
     """Write a root with two people on the study grid, and each again as a native scan."""
-    record.write_json(root / "study.json", {"preset": "smoke", "data": "phantom"})
+    record.write_json(root / "study.json", {"people_may_be_shown": True, "data": "phantom"})
     raw, rows = record.begin(root, "raw", "phantom", {}, (), ("space",)), []
     for number, group in enumerate(("euploid", "DS")):
         name, (values, affine) = f"sub-{number}", brain(0.02, number)
@@ -225,7 +246,9 @@ def root(tmp_path_factory):
         volumes.prepare(root, STUDY, processes=1, shard=shard)
         assert not (root / "prepared" / "volumes.npy").exists()
         assert len(list((root / "prepared").rglob("*.nii.gz"))) == 2 * made
-    (root / "prepared" / "sub-0" / "anat" / ".sub-0_T1w.nii.gz.99").write_bytes(b"half")
+    left = root / "prepared" / "sub-0" / "anat" / ".sub-0_T1w.nii.gz.99"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
     volumes.prepare(root, STUDY, processes=1)
     return root
 
@@ -345,7 +368,19 @@ def test_real_native_scans_land_on_the_template(real_scans, tmp_path, monkeypatc
     people = dataset.load_table(tmp_path).query("kind == 'recorded'").set_index("participant_id")
     assert people["mask_dice"].min() > 0.92 and people["template_r"].min() > 0.5
     assert people["tiv_ml"].between(1000, 1700).all()
-    assert people["doubt"].idxmax() == "sub-07"
+
+
+@pytest.mark.real
+def test_moved_scan_has_the_worst_motion_score(real_scans):
+    """Would fall: that of 12 open scans the one with ringing, sub-07, has the widest edges."""
+    paths = sorted((real_scans.parent / "ds002748").glob("sub-*/anat/*T1w.nii.gz"))
+    if len(paths) < 12:
+        pytest.skip("the native open scans ds002748 are absent")
+    spread = {}
+    for path in paths:
+        volume, affine, _ = native.strip(*bids.load_volume(path), path.name)
+        spread[path.name[:6]] = quality.measure_edge_spread(volume, affine)
+    assert max(spread, key=spread.get) == "sub-07"
 
 
 @pytest.mark.real
