@@ -22,7 +22,7 @@ from dsnb.volumes.scan import (
     lies_in_mni,
     normalise,
     place,
-)
+)  # fmt: skip
 
 STEP = 1 / 20000  # intensity unit of the int16 files, far below the noise
 TRUTH_STEP = 1 / 4000  # log-volume unit of the int16 files, range +-8
@@ -161,10 +161,8 @@ def _prepare_scan(rows: list[dict], source: Path, product: record.Product, study
     begun, scan, answers = time.perf_counter(), None, []
     for row in rows:
         path = prepared_path(product.folder, row["participant_id"], study.grid)
-        made, answer = (
-            not bids.sidecar_of(path).is_file(),
-            {"participant_id": row["participant_id"]},
-        )
+        made = not bids.sidecar_of(path).is_file()
+        answer = {"participant_id": row["participant_id"]}
         try:
             if made and scan is None:
                 scan = _read_scan(source, row, study.grid)
@@ -260,8 +258,7 @@ def _write_truth(folder: Path, source: Path, table: pd.DataFrame, grid: Grid) ->
     Ours lies beside the prepared volume, the phantom's under raw/derivatives/truth.
     """
     columns = ["participant_id"] + [f"{name}_{when}" for name in REGIONS for when in WHEN]
-    told, rows, paths = source / "derivatives" / "truth", [], []
-    known = {}
+    told, rows, paths, known = source / "derivatives" / "truth", [], [], {}
     if (told / "truth.tsv").is_file():
         records = bids.read_table(told / "truth.tsv").to_dict("records")
         known = {row["participant_id"]: row for row in records}
