@@ -142,6 +142,7 @@ def stub_fields(monkeypatch):
 
 def gathered(tmp_path, **asked):
     make_raw(tmp_path / "in", **asked)
+    record.write_json(tmp_path / "study.json", {"people_may_be_shown": True})
     cohort.gather(tmp_path, STUDY, tmp_path / "in")
     return tmp_path / "in"
 
@@ -208,6 +209,45 @@ def test_summary_counts_and_explains_what_is_missing(tmp_path, stub_fields):
     assert headline["excluded"] == sum(found["tables"]["exclusions"].values()) >= 1
     record.plain(found)  # every number is finite and JSON-able
     assert "sub-" not in json.dumps(record.plain(found)), "the page must not name people"
+
+
+def test_small_groups_of_hidden_people_are_left_out(tmp_path, stub_fields):
+    """Would fall: that a page of a clinic's people shows no single person's number."""
+    volumes.prepare(tmp_path, STUDY, gathered(tmp_path), processes=1)
+    shown = volumes.summarise(tmp_path, STUDY)["tables"]
+    record.write_json(tmp_path / "study.json", {"people_may_be_shown": False})
+    hidden = volumes.summarise(tmp_path, STUDY)["tables"]
+    sizes = [row["size"] for row in shown["flags"]]
+    assert min(sizes) < 5 <= max(sizes)
+    assert hidden["flags"] == [row for row in shown["flags"] if row["size"] >= 5]
+    assert {row["quantile"] for row in hidden["qc"]} == {0.05, 0.5, 0.95}
+    few = sum(size < 5 for size in sizes)
+    assert hidden["reasons"]["qc"].startswith(f"{few} groups") and "qc" not in shown["reasons"]
+
+
+def test_finished_product_is_not_read_again(tmp_path, stub_fields, monkeypatch):
+    """Would fall: that nothing is refused or read where nothing changed, deepbet or not."""
+    raw = gathered(tmp_path)
+    volumes.prepare(tmp_path, STUDY, raw, processes=1)
+    key, stripped = record.require(tmp_path, "prepared"), product.native.can_strip()
+    monkeypatch.setattr(product, "_load", None)
+    monkeypatch.setattr(product.native, "can_strip", lambda: not stripped)
+    volumes.prepare(tmp_path, STUDY, raw, processes=1)
+    assert record.require(tmp_path, "prepared") == key
+
+
+def test_head_sizes_have_one_ruler(tmp_path):
+    """Would fall: that a table's head sizes are never mixed with those of our registration."""
+    table = pd.DataFrame({"participant_id": ["a", "b"], "kind": "recorded", "origin": "n/a"})
+    for told, expected in (([1500.0, np.nan], [1500.0, np.nan]), ([np.nan] * 2, [1.0, 2.0])):
+        answers = [
+            {"participant_id": name, "notes": "", "head_ml": float(ml)}
+            | dict.fromkeys(quality.QC, 1.0)
+            for ml, name in enumerate("ab", start=1)
+        ]
+        product._write_tables(tmp_path, table.assign(tiv_ml=told), answers)
+        found = bids.typed(bids.read_table(tmp_path / "participants.tsv"))["tiv_ml"]
+        assert np.allclose(found, expected, equal_nan=True)
 
 
 def contents(folder) -> dict:

@@ -5,6 +5,7 @@ that says where they lie in MNI space, so that `scan.place` can resample once.
 """
 
 import importlib.util
+from contextlib import suppress
 from functools import cache
 
 import nibabel as nib
@@ -24,9 +25,7 @@ AIR = 0.01  # share of the 98th percentile of what is above 0; at or below it a 
 # it: a small head with zeros around it is more than 80 % empty, too.
 LARGEST_BRAIN_ML, SMALLEST_BRAIN_ML = 2200, 200
 GROWTH = (0.5, 4.0)  # volume ratio to the template that a brain may have: 470 to 3,760 ml
-BIAS_STEP_MM = (
-    5.0  # of the lattice on which N4 works; 3.5 mm gave the same field in 3 times the time
-)
+BIAS_STEP_MM = 5.0  # of N4's lattice; 3.5 mm gave the same field in 3 times the time
 # Three levels end at knots 40 mm apart: white matter of a real scan varies by 5.9 %, 8.3 % before.
 # A fourth gains 0.2 % there, but eats anatomy: a brain without shading then agrees with itself
 # uncorrected by r = 0.93, with three by 0.99.
@@ -56,13 +55,13 @@ def can_strip() -> bool:
     return importlib.util.find_spec("deepbet") is not None
 
 
-def check(volume: np.ndarray, affine: np.ndarray, where: str) -> float:
-    """Return a scan's ml; refuse E-EMPTY, and E-SKULL where only deepbet could strip it."""
+def check(volume: np.ndarray, affine: np.ndarray, where: str, strippable: bool) -> float:
+    """Return a scan's ml; refuse E-EMPTY, and E-SKULL where nothing (more) can strip it."""
     filled = measure_ml(volume, affine)
     if filled < SMALLEST_BRAIN_ML:
         seen, expected = f"{filled:.0f} ml", f"at least {SMALLEST_BRAIN_ML} ml"
         raise BadInput("E-EMPTY", where, "what is not empty", seen, expected, LOOK)
-    if filled > LARGEST_BRAIN_ML and not can_strip():
+    if filled > LARGEST_BRAIN_ML and not strippable:
         seen, expected = f"{filled:.0f} ml", f"at most {LARGEST_BRAIN_ML} ml, as without skull"
         fix = "strip the skull first, or install deepbet: pip install '.[strip]'"
         raise BadInput("E-SKULL", where, "its head", seen, expected, fix)
@@ -78,8 +77,9 @@ def strip(
     2024), an optional package whose weights come with it. Refuses what `check` refuses.
     """
     notes = []
-    if check(volume, affine, where) > LARGEST_BRAIN_ML:
+    if check(volume, affine, where, can_strip()) > LARGEST_BRAIN_ML:
         volume, notes = _extract_brain(volume, affine), ["skull stripped (deepbet)"]
+        check(volume, affine, where, strippable=False)  # deepbet may find nothing, or too much
     box = ndimage.find_objects(find_inside(volume).astype(np.int8))[0]
     affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
@@ -98,15 +98,19 @@ def _extract_brain(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return volume * (np.asarray(mask.dataobj) > 0)
 
 
-def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return a stripped scan without its smooth shading (N4, Tustison et al. 2010)."""
+def correct_bias(volume: np.ndarray, affine: np.ndarray, where: str) -> np.ndarray:
+    """Return a stripped scan without its smooth shading (N4, Tustison et al. 2010), or E-BIAS."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     image = _image(volume, affine)
     steps = [max(1, round(BIAS_STEP_MM / size)) for size in image.GetSpacing()]
-    coarse, inside = sitk.Shrink(image, steps), _image(find_inside(volume), affine)
+    inside = _image(find_inside(volume), affine)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(BIAS_ROUNDS)
-    n4.Execute(coarse, sitk.Shrink(inside, steps) > 0.5)
+    try:
+        n4.Execute(sitk.Shrink(image, steps), sitk.Shrink(inside, steps) > 0.5)
+    except RuntimeError as problem:
+        seen = str(problem).splitlines()[-1]
+        raise BadInput("E-BIAS", where, "its shading", seen, "a field that N4 fits", LOOK) from None
     return volume / np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T)
 
 
@@ -121,23 +125,22 @@ def register(volume: np.ndarray, affine: np.ndarray, where: str) -> np.ndarray:
     fixed, mask, centre = _target(MATCHED_AT)
     moving = sitk.SmoothingRecursiveGaussian(_image(volume, affine), SMOOTH_MM)
     middle = affine[:3, :3] @ ndimage.center_of_mass(volume > 0) + affine[:3, 3]
-    best, full, to_native = 0.0, sitk.AffineTransform(3), np.eye(4)
-    try:
-        for nod in NODS:
-            start = sitk.Similarity3DTransform()
-            start.SetCenter(centre.tolist())
-            start.SetTranslation((middle - centre).tolist())
-            start.SetRotation((1.0, 0.0, 0.0), np.deg2rad(nod))
+    best, growth, full, to_native = 0.0, 0.0, sitk.AffineTransform(3), np.eye(4)
+    for nod in NODS:
+        start = sitk.Similarity3DTransform()
+        start.SetCenter(centre.tolist())
+        start.SetTranslation((middle - centre).tolist())
+        start.SetRotation((1.0, 0.0, 0.0), np.deg2rad(nod))
+        with suppress(RuntimeError):  # the images do not overlap any more: another start's may
             cost = _match(fixed, moving, mask, start, shrink=2, smooth_mm=3.0)
             if cost < best:
                 best = cost
                 for name in ("Center", "Matrix", "Translation"):
                     getattr(full, f"Set{name}")(getattr(start, f"Get{name}")())
+    with suppress(RuntimeError):
         _match(fixed, moving, mask, full, shrink=1, smooth_mm=0.0)
         to_native[:3, :3] = np.reshape(full.GetMatrix(), (3, 3))
         growth = float(1 / np.linalg.det(to_native))
-    except RuntimeError:  # the two images do not overlap any more
-        growth = 0.0
     if not GROWTH[0] <= growth <= GROWTH[1]:
         seen, expected = round(growth, 2), f"{GROWTH[0]} to {GROWTH[1]}"
         raise BadInput("E-REGISTER", where, "its growth to MNI", seen, expected, UPRIGHT)
@@ -174,7 +177,7 @@ def _target(grid: Grid) -> tuple[sitk.Image, sitk.Image, np.ndarray]:
 def _image(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """Return a volume in SimpleITK, whose millimetres are ours (RAS) here."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T, dtype=np.float32))
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    sizes = nib.affines.voxel_sizes(affine)
     image.SetSpacing(sizes.tolist())
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((affine[:3, :3] / sizes).ravel().tolist())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 import pandas as pd
+from psutil import virtual_memory
 
 from dsnb import bids, checks, cohort, config, record, space
 from dsnb.checks import BadInput
@@ -21,7 +22,7 @@ from dsnb.volumes.scan import (
     lies_in_mni,
     normalise,
     place,
-)
+)  # fmt: skip
 
 STEP = 1 / 20000  # intensity unit of the int16 files, far below the noise
 TRUTH_STEP = 1 / 4000  # log-volume unit of the int16 files, range +-8
@@ -42,7 +43,7 @@ def prepare(
     root: Path,
     study: config.Study,
     raw: Path | None = None,
-    processes: int = 2,
+    processes: int | None = None,
     shard: str = "1/1",
 ) -> None:
     """Prepare every row of the cohort's table into the product `prepared`; a killed run goes on.
@@ -51,7 +52,9 @@ def prepare(
     be used is listed in exclusions.tsv with its reason, and so is what is drawn from it; where
     the first scans all fail, nothing is written (E-SKULL, E-EMPTY, E-CHANGED). `shard` k/n makes
     only every n-th scan's files, beside others that do theirs; a run without it finishes.
+    `processes` (None: the cores a job may use, 1 GB of free memory each) change no result.
     """
+    processes = processes or max(1, min(joblib.cpu_count(), virtual_memory().available >> 30))
     part, parts = _parse_shard(shard)
     table = cohort.load(root)
     source, parents = (root / "raw", ("cohort", "raw")) if raw is None else (raw, ("cohort",))
@@ -61,9 +64,11 @@ def prepare(
     if drawn.any():
         settings |= {"severity": study.cohort.severity, "seed": study.cohort.seed}
         modules += ("phantom",)
-    if raw is not None:
-        _probe(source, table, study.grid)
-        settings["deepbet"] = native.can_strip()  # once installed, it makes up for refused heads
+    try:
+        record.require(root, "prepared")  # made of this very cohort: no need to read scans again
+    except BadInput:
+        if raw is not None:
+            _probe(source, table, study.grid)
     product = record.begin(root, "prepared", "prepare", settings, parents, modules)
     if product.done:
         return
@@ -107,7 +112,7 @@ def _probe(source: Path, table: pd.DataFrame, grid: Grid) -> None:
         try:
             volume, affine, _ = _load(source, row)
             if not lies_in_mni(volume, affine, grid):
-                native.check(volume, affine, Path(row["t1w"]).name)
+                native.check(volume, affine, Path(row["t1w"]).name, native.can_strip())
         except BadInput as problem:
             problems.append(problem)
     if len(problems) == len(first):
@@ -134,7 +139,7 @@ def _read_scan(source: Path, row: dict, grid: Grid) -> Scan:
     if not lies_in_mni(volume, affine, grid):
         volume, affine, done = native.strip(volume, affine, where)
         mask_ml = native.measure_ml(volume, affine)
-        volume = native.correct_bias(volume, affine)
+        volume = native.correct_bias(volume, affine, where)
         matrix = native.register(volume, affine, where)
         affine, field = matrix @ affine, matrix @ field
         about = {"NativeToMNI": matrix, "HeadMl": native.estimate_head_ml(matrix)}
@@ -156,10 +161,8 @@ def _prepare_scan(rows: list[dict], source: Path, product: record.Product, study
     begun, scan, answers = time.perf_counter(), None, []
     for row in rows:
         path = prepared_path(product.folder, row["participant_id"], study.grid)
-        made, answer = (
-            not bids.sidecar_of(path).is_file(),
-            {"participant_id": row["participant_id"]},
-        )
+        made = not bids.sidecar_of(path).is_file()
+        answer = {"participant_id": row["participant_id"]}
         try:
             if made and scan is None:
                 scan = _read_scan(source, row, study.grid)
@@ -228,7 +231,8 @@ def _write_tables(folder: Path, table: pd.DataFrame, answers: list[dict]) -> np.
     found = pd.DataFrame(answers, index=table.index)
     prepared = table.join(found[[*quality.QC, "notes"]])[kept]
     prepared["mask_ml"] = prepared["mask_ml"].astype(float)
-    prepared["tiv_ml"] = prepared["tiv_ml"].fillna(found["head_ml"].astype(float))
+    if prepared.loc[prepared["kind"].eq("recorded"), "tiv_ml"].isna().all():  # one ruler for all
+        prepared["tiv_ml"] = prepared["tiv_ml"].fillna(found["head_ml"].astype(float))
     prepared = prepared.join(quality.find_outliers(prepared))
     bids.write_table(folder / "participants.tsv", prepared)
     return kept
@@ -236,8 +240,9 @@ def _write_tables(folder: Path, table: pd.DataFrame, answers: list[dict]) -> np.
 
 def _gather_volumes(folder: Path, names: pd.Series, grid: Grid, processes: int) -> None:
     """Put everybody's volume into volumes.npy (N, X, Y, Z), in the table's order."""
-    for left in folder.rglob(".sub-*"):  # what a killed run had half written
-        left.unlink()
+    for left in folder.rglob(".sub-*"):  # half written: by a killed run, if not by a shard just now
+        if time.time() - left.stat().st_mtime > 3600:
+            left.unlink()
     read = (joblib.delayed(bids.load_volume)(prepared_path(folder, name, grid)) for name in names)
     shape, path = (len(names), *grid.shape), folder / "volumes.npy"
     volumes = np.lib.format.open_memmap(path, "w+", np.float16, shape)
@@ -253,8 +258,7 @@ def _write_truth(folder: Path, source: Path, table: pd.DataFrame, grid: Grid) ->
     Ours lies beside the prepared volume, the phantom's under raw/derivatives/truth.
     """
     columns = ["participant_id"] + [f"{name}_{when}" for name in REGIONS for when in WHEN]
-    told, rows, paths = source / "derivatives" / "truth", [], []
-    known = {}
+    told, rows, paths, known = source / "derivatives" / "truth", [], [], {}
     if (told / "truth.tsv").is_file():
         records = bids.read_table(told / "truth.tsv").to_dict("records")
         known = {row["participant_id"]: row for row in records}

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-# Every quality number, and on which side of the cohort's median a scan earns a flag.
+# Every quality number, and on which side of the cohort's median (odd: either) it earns a flag.
 QC = {
     "empty_share": None, "wm_mode": None, "mask_dice": "low", "template_r": "low", "snr": "low",
-    "asymmetry": "high", "edge_spread": "high", "cropped": "high", "mask_ml": None,
+    "asymmetry": "high", "edge_spread": "high", "cropped": "high", "mask_ml": "odd",
 }  # fmt: skip
 OUTLIER = 3.5  # robust SDs on the bad side that earn a flag
 DEEP_MM = 6.0  # below the surface: the cut of a skull strip is an edge, too
@@ -22,7 +23,7 @@ def measure_edge_spread(volume: np.ndarray, affine: np.ndarray) -> float:
     widens edges, ghosts add weak ones. `volume` (X, Y, Z) is stripped, in its own voxels; only
     scans of one protocol compare.
     """
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    sizes = voxel_sizes(affine)
     deep = ndimage.binary_erosion(volume > 0, iterations=max(1, round(DEEP_MM / sizes.mean())))
     smooth = ndimage.gaussian_filter(volume, SMOOTH_MM / sizes)
     slopes = (part / size for part, size in zip(np.gradient(smooth), sizes))
@@ -50,5 +51,5 @@ def find_outliers(table: pd.DataFrame) -> pd.DataFrame:
 def _beyond(values: pd.Series, side: str) -> pd.Series:
     """Return how many robust SDs (1.48 MAD) each value lies on the bad side of the median."""
     away = values - values.median()
-    away = -away if side == "low" else away
+    away = {"low": -away, "high": away, "odd": away.abs()}[side]
     return away / max(1.4826 * away.abs().median(), 1e-6)

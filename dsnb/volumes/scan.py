@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from dsnb import config, phantom, record, space
@@ -97,7 +98,7 @@ def place(
     if resampled:
         mm = grid.coordinates_mm()
         voxels = _to_voxels(mm if displacement is None else mm + displacement, affine)
-        sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+        sizes = voxel_sizes(affine)
         if grid.voxel_mm > sizes.max():
             volume = ndimage.gaussian_filter(volume, 0.425 * grid.voxel_mm / sizes)
         volume = ndimage.map_coordinates(volume, voxels, order=1, mode="constant")

@@ -11,20 +11,27 @@ from dsnb.space import Grid
 from dsnb.volumes.product import prepared_path
 from dsnb.volumes.quality import QC
 
+FEWEST = 5  # people in a group of which numbers are shown, where people may not be
+
 
 def summarise(root: Path, study: config.Study) -> dict:
     """Return the 02 page's numbers: how many were prepared or excluded, and QC by group.
 
-    Group-level only: who is flagged or excluded stands in the product's own tables.
+    Group-level only: who is flagged or excluded stands in the product's own tables. Where people
+    may not be shown, small groups are left out, and percentiles 5 and 95 stand for the extremes.
     """
     record.require(root, "prepared")
     folder = root / "prepared"
     table = bids.typed(bids.read_table(folder / "participants.tsv"))
     excluded = bids.read_table(folder / "exclusions.tsv")
     timing = json.loads((folder / "timing.json").read_text())
-    spread = table.groupby(["group", "kind"])[list(QC)].quantile([0.0, 0.5, 1.0])
+    shown = record.read_mark(root)["people_may_be_shown"]
+    size = table.groupby(["group", "kind"])["kind"].transform("size")
+    seen = table if shown else table[size >= FEWEST]
+    levels = [0.0, 0.5, 1.0] if shown else [0.05, 0.5, 0.95]
+    spread = seen.groupby(["group", "kind"])[list(QC)].quantile(levels)
     spread = spread.rename_axis(["group", "kind", "quantile"]).reset_index().astype(object)
-    flagged = table["flag"].ne("ok").groupby([table["group"], table["kind"]])
+    flagged = seen["flag"].ne("ok").groupby([seen["group"], seen["kind"]])
     native, known = table[table["mask_ml"].notna()], compare_native(root, study.grid)
     headline = {
         "prepared": len(table),
@@ -47,6 +54,9 @@ def summarise(root: Path, study: config.Study) -> dict:
         "native_by_group": known.groupby("group").mean().reset_index().to_dict("records"),
         "reasons": {name: text for name, text in why.items() if headline[name] is None},
     }
+    if len(seen) < len(table):
+        few = len(table[size < FEWEST].groupby(["group", "kind"]))
+        tables["reasons"]["qc"] = f"{few} groups of fewer than {FEWEST} people are left out"
     return {"headline": headline, "tables": tables, "timing": timing}
 
 
