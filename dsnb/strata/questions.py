@@ -87,7 +87,7 @@ def confounders(people: People) -> dict[str, np.ndarray]:
         if not site_is_group(table["site"], people.target):
             joint.append(found["site"])
     found["age, sex, site, motion"] = np.hstack(joint)
-    if table["tiv_ml"].notna().all():
+    if table["tiv_ml"].notna().any():
         found["head size"] = table[["tiv_ml"]].to_numpy(float)
     return found
 
