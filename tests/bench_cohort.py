@@ -1,10 +1,11 @@
 """Benchmarks of the phantom: `python tests/bench_cohort.py [folding] [seconds] [realism FOLDER]`.
 
 `folding` draws 500 people and counts folded voxels and missed targets; `seconds` times 200 euploids
-and 200 people with twins; `realism` compares the phantom with registered open scans (BIDS, MNI) and
+and 200 people with twins; both add a row to book/results/ledger/01_cohort.jsonl. `realism` compares the phantom with registered open scans (BIDS, MNI) and
 writes book/results/real/realism.json and book/reference/realism.png, which page 01 reads.
 """
 
+import json
 import sys
 import tempfile
 import threading
@@ -22,6 +23,17 @@ from dsnb.phantom import fields, people, realism, render
 from dsnb.volumes.scan import normalise, place
 
 SMALL = config.PRESETS["small"]
+LEDGER = record.HOME.parent / "book/results/ledger/01_cohort.jsonl"
+
+
+def note(benchmark: str, **found: float) -> None:
+    """Print a benchmark's numbers and add them to the ledger, with the code they belong to."""
+    about = {"phantom_version": phantom.PHANTOM_VERSION, **record.provenance(benchmark, {}, {})}
+    row = {"benchmark": benchmark, **found, "code": record.code_digest("phantom", "space"), **about}
+    print({"benchmark": benchmark, **record.plain(found)})
+    LEDGER.parent.mkdir(parents=True, exist_ok=True)
+    with LEDGER.open("a") as file:
+        file.write(json.dumps(record.plain(row)) + "\n")
 
 
 def check_person(row: dict, seed: int) -> tuple[int, float]:
@@ -46,9 +58,9 @@ def folding(severities=(1.0, 2.0)) -> None:
         rows = people.draw_people(cohort).to_dict("records")
         work = (joblib.delayed(check_person)(row, cohort.seed) for row in rows)
         found = np.array(joblib.Parallel(2)(work))
-        print(f"severity {severity}: {len(rows)} people, {int(found[:, 0].sum())} folded voxels in "
-              f"{int((found[:, 0] > 0).sum())} people; largest gap of one person "
-              f"{found[:, 1].max():.2f} points, mean {found[250:, 1].mean():.2f}")  # fmt: skip
+        note("folding", severity=severity, people=len(rows), folded_voxels=int(found[:, 0].sum()),
+             people_folded=int((found[:, 0] > 0).sum()), largest_gap_points=found[:, 1].max(),
+             mean_largest_gap_points=found[250:, 1].mean())  # fmt: skip
 
 
 def weigh(peak: list[float], over: threading.Event) -> None:
@@ -72,7 +84,7 @@ def seconds() -> None:
             spent = time.perf_counter() - begun
         over.set()
         watch.join()
-        print(f"{euploid} euploids, {ds} DS with twins: {spent:.1f} s, peak {peak[0]:.2f} GB")
+        note("seconds", euploid=euploid, ds_with_twins=ds, seconds=spent, peak_gb=peak[0])
 
 
 def prepare(volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
