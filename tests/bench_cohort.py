@@ -1,8 +1,9 @@
 """Benchmarks of the phantom: `python tests/bench_cohort.py [folding] [seconds] [realism FOLDER]`.
 
 `folding` draws 500 people and counts folded voxels and missed targets; `seconds` times 200 euploids
-and 200 people with twins; both add a row to book/results/ledger/01_cohort.jsonl. `realism` compares the phantom with registered open scans (BIDS, MNI) and
-writes book/results/real/realism.json and book/reference/realism.png, which page 01 reads.
+and 200 people with twins; both add a row to book/results/ledger/01_cohort.jsonl. `realism` compares
+the phantom with registered open scans (BIDS, MNI) and writes book/results/real/realism.json and
+book/reference/realism.png, which page 01 reads.
 """
 
 import json
