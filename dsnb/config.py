@@ -179,7 +179,7 @@ class Study:
     scaling: Scaling = field(default_factory=Scaling)
 
 
-SMALL = Study("small", "2 CPU cores, 8 GB", "20 min", GRIDS["small"])
+SMALL = Study("small", "2 CPU cores, 8 GB", "26 min", GRIDS["small"])
 SMOKE = Study(
     "smoke",
     "2 CPU cores",
