@@ -376,7 +376,7 @@ def test_real_native_scans_land_on_the_template(real_scans, tmp_path, monkeypatc
 @pytest.mark.real
 def test_real_head_is_stripped(real_scans):
     """Would fall: that deepbet works here; a head's brain has a plausible size."""
-    pytest.importorskip("deepbet", reason="deepbet is not installed: pip install '.[strip]'")
+    pytest.importorskip("deepbet", reason="deepbet is not installed: pip install -e '.[strip]'")
     path = real_scans.parent / "pumi-minitest" / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
     if not path.is_file():
         pytest.skip("the open head pumi-minitest is absent")

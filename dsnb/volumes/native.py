@@ -63,7 +63,7 @@ def check(volume: np.ndarray, affine: np.ndarray, where: str, strippable: bool) 
         raise BadInput("E-EMPTY", where, "what is not empty", seen, expected, LOOK)
     if filled > LARGEST_BRAIN_ML and not strippable:
         seen, expected = f"{filled:.0f} ml", f"at most {LARGEST_BRAIN_ML} ml, as without skull"
-        fix = "strip the skull first, or install deepbet: pip install '.[strip]'"
+        fix = "strip the skull first, or install deepbet: pip install -e '.[strip]'"
         raise BadInput("E-SKULL", where, "its head", seen, expected, fix)
     return filled
 
