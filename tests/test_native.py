@@ -127,7 +127,7 @@ def test_a_head_is_not_taken_for_a_brain(posed, monkeypatch):
     whole = np.pad(np.where(grown, np.maximum(volume, 150), 0), 40)
     assert (whole == 0).mean() > 0.8
     monkeypatch.setattr(native, "can_strip", lambda: False)
-    with pytest.raises(BadInput, match=r"E-SKULL.*pip install '\.\[strip\]'"):
+    with pytest.raises(BadInput, match=r"E-SKULL.*pip install -e '\.\[strip\]'"):
         native.strip(whole, affine, "scan")
     with pytest.raises(BadInput, match="E-EMPTY"):
         native.strip(np.zeros_like(volume), affine, "scan")
