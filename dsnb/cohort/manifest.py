@@ -15,7 +15,7 @@ KNOWN, SOURCE = "scans.json", "source.json"
 COLUMNS = {
     "path": "path of the scan in the raw folder",
     "sha": "digest of the file",
-    "voxels": "digest of the canonical voxels: RAS order, float32, scaled; equal in any copy",
+    "voxels": "digest of the canonical voxels: RAS order, float32; equal however saved again",
     "grid": "digest of shape and affine (0.01 mm)",
     "shape": "voxels along right, anterior, superior",
     "voxel_mm": "voxel sizes",

@@ -168,9 +168,8 @@ def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]
     The first holds regions (spread, age, sex), where the disease adds up; the second the head's
     axes and the shape, applied after it so that effects stay on the structures they belong to.
     """
-    rng, wider = stream(seed, row, "anatomy"), 1.0
-    if row["group"] == "DS":
-        wider = DS_VARIABILITY
+    rng = stream(seed, row, "anatomy")
+    wider = DS_VARIABILITY if row["group"] == "DS" else 1.0
     noise = swirl(rng, SWIRL_MM)
     noise += sum(np.float32(size) * smooth_noise(rng, 3, width) for size, width in WANDER_MM)
     rng = stream(seed, row, "regions")

@@ -59,7 +59,7 @@ def render(displacement: np.ndarray, row: dict, study: Study, grid: Grid) -> np.
     mm = grid.coordinates_mm() + onto(displacement, LATTICE, grid)
     voxels = torch.from_numpy(mm - affine[:3, 3, None, None, None].astype(np.float32))
     gm, wm, csf, texture = pull(maps, voxels).numpy()
-    rng, seed = stream(study.cohort.seed, row, "cortex"), study.cohort.seed
+    rng = stream(study.cohort.seed, row, "cortex")
     share = np.exp(OPEN + onto(SULCI * smooth_noise(rng, 1, SULCI_MM)[0], LATTICE, grid))
     brain, mixed = gm + wm + csf > 0.5, gm + csf
     part = gm * share / np.maximum(gm * share + csf, 1e-6)
@@ -68,7 +68,8 @@ def render(displacement: np.ndarray, row: dict, study: Study, grid: Grid) -> np.
         around = ndimage.gaussian_filter(part * mixed, widths)
         around /= np.maximum(ndimage.gaussian_filter(mixed, widths), 1e-6)
         part += np.float32(FOLDING * row["factor"]) * (around - part)
-    rng, (_, _, grey, bias) = stream(seed, row, "scanner"), SITES[row["site"]]
+    rng = stream(study.cohort.seed, row, "scanner")
+    *_, grey, bias = SITES[row["site"]]
     levels = np.float32(np.array(LEVELS) + rng.normal(0, LEVELS_SD) + (grey, 0, 0))
     tissue = mixed * (part * levels[0] + (1 - part) * levels[2]) + wm * levels[1]
     volume = tissue + TEXTURE * texture
