@@ -4,6 +4,7 @@ Lengths are counted in volumes seen, so one node and eight share an axis.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from dsnb.checks import BadInput
 from dsnb.space import GRIDS, Grid
@@ -46,15 +47,24 @@ class Training:
 
 @dataclass(frozen=True)
 class Vae:
-    """The normative VAE: space-to-depth stem, residual blocks at low resolution, and back."""
+    """The normative VAE: which network, which latent, and the weights of its loss terms."""
 
-    factor: int = 4  # voxels a side folded into one latent position
-    width: int = 32  # channels of the residual blocks
+    architecture: Literal["lean", "monai", "morph"] = "lean"
+    latent: Literal["quarter", "eighth", "pooled", "flat"] = "quarter"  # grid: 1/4, 1/8, 4^3, none
+    width: int = 32  # channels of the residual blocks of `lean` and `morph`
+    widths: tuple[int, ...] = (8, 16, 32)  # channels of the levels of `monai`
     blocks: int = 2  # residual blocks in the encoder and again in the decoder
-    channels: int = 8  # latent channels
-    kl: float = 1e-6  # weight of the KL term (near an autoencoder, as latent diffusion wants)
+    channels: int = 8  # latent channels; the length of a flat code
+    departure: bool = True  # see and draw the departure from the training mean volume
+    residual_scale: float = 0.15  # unit of the departure [E]
+    recompute: bool = False  # activations in the backward pass instead of keeping them
     mse: float = 2.0  # weight of the squared error beside L1
-    residual_scale: float = 0.15  # unit of the departure from the training mean volume [E]
+    kl: float = 1e-6  # weight of the KL term (near an autoencoder, as latent diffusion wants)
+    kl_warmup: float = 0.0  # share of the volumes over which the KL's weight rises
+    free_bits: float = 0.0  # nats a latent element that the KL leaves alone
+    roughness: float = 0.01  # weight of the velocity's squared slope, of `morph` [E]
+    perceptual: float = 0.0  # weight of the distance of in-domain features
+    adversarial: float = 0.0  # weight of a patch critic's verdict
     training: Training = field(default_factory=Training)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dsnb import bids, cohort, record
 from dsnb.checks import BadInput
@@ -27,6 +28,12 @@ def load_volumes(root: Path, product: str = "prepared") -> np.memmap:
     """Map a finished product's volumes.npy read-only: (N, X, Y, Z) float16, intensity 0 to 1.5."""
     record.require(root, product)
     return np.load(root / product / "volumes.npy", mmap_mode="r", allow_pickle=False)
+
+
+def as_batch(volumes: np.ndarray, rows: np.ndarray | slice, device: torch.device) -> torch.Tensor:
+    """Read rows of volumes (N, X, Y, Z) as a batch (B, 1, X, Y, Z), float32, on a device."""
+    batch = torch.from_numpy(np.asarray(volumes[rows], np.float32))
+    return batch[:, None].to(device, non_blocking=True)
 
 
 def load_truth(root: Path) -> tuple[pd.DataFrame, np.memmap]:

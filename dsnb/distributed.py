@@ -142,6 +142,7 @@ class Noise:
     """The noise of one micro-batch: `noise(shape, name)` normal, `noise.uniform(name)` in 0..1."""
 
     def __init__(self, seed: int, samples: np.ndarray, step: int, device: torch.device):
+        self.step = step
         self._key = (seed, samples, step, device)
 
     def __call__(self, shape: tuple[int, ...], name: str) -> torch.Tensor:

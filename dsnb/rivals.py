@@ -165,8 +165,8 @@ def _register_rows(folder: Path, volumes: np.ndarray, rows: np.ndarray, template
         record.progress("register", int(done.sum()), len(rows))
 
 
-def register(root: Path, study: Study) -> None:
-    """Make `deformation`: template, log-Jacobians and estimated volumes of all but the twins.
+def make_template(root: Path, study: Study) -> None:
+    """Make `template`: the mean of registered euploid fit volumes, in their mean shape.
 
     Raises BadInput when no euploid is there to make a template of.
     """
@@ -174,24 +174,40 @@ def register(root: Path, study: Study) -> None:
         "voxel_mm": study.grid.voxel_mm, "demons_iterations": study.maps.demons_iterations,
         "rounds": study.maps.template_rounds, "people": study.maps.template_people,
     }  # fmt: skip
-    product = record.begin(root, "deformation", "register", settings, ("prepared",), CODE)
+    product = record.begin(root, "template", "register", settings, ("prepared",), CODE)
     if product.done:
         return
-    table, volumes = dataset.load_table(root), dataset.load_volumes(root)
-    fit = dataset.select(table, "euploid", "fit")
+    fit = dataset.select(dataset.load_table(root), "euploid", "fit")
     if not len(fit):
         fix = "give a cohort with euploid people"
         raise BadInput("E-SPLIT", "prepared", "euploid fit", 0, "at least 1 person", fix)
-    path = product.folder / "template.nii.gz"
-    if not path.is_file():
-        bids.save_volume(
-            path, fit_template(volumes[fit], study), study.grid,
-            {"Description": "Mean of registered euploid fit volumes", "Sources": "prepared"},
-        )  # fmt: skip
-    template = bids.load_volume(path)[0]
+    bids.save_volume(
+        product.folder / "template.nii.gz",
+        fit_template(dataset.load_volumes(root)[fit], study), study.grid,
+        {"Description": "Mean of registered euploid fit volumes", "Sources": "prepared"},
+    )  # fmt: skip
+    product.finish()
+
+
+def load_template(root: Path) -> np.ndarray:
+    """Return the euploid template (X, Y, Z), intensity 0 to 1.5."""
+    record.require(root, "template")
+    return bids.load_volume(root / "template" / "template.nii.gz")[0]
+
+
+def register(root: Path, study: Study) -> None:
+    """Make `deformation`: log-Jacobians and estimated region volumes of all but the twins."""
+    make_template(root, study)
+    settings = {"demons_iterations": study.maps.demons_iterations}
+    product = record.begin(
+        root, "deformation", "register", settings, ("prepared", "template"), CODE
+    )
+    if product.done:
+        return
+    table, volumes = dataset.load_table(root), dataset.load_volumes(root)
     registered = (table["kind"] != "twin").to_numpy()
     rows = np.flatnonzero(registered)
-    _register_rows(product.folder, volumes, rows, template, study)
+    _register_rows(product.folder, volumes, rows, load_template(root), study)
     log_jacobian = np.load(product.folder / "log_jacobian.npy", mmap_mode="r")
     estimated = pd.DataFrame(region_volumes(log_jacobian[rows], study.grid), columns=list(REGIONS))
     estimated.insert(0, "participant_id", table["participant_id"].to_numpy()[rows])
@@ -203,5 +219,5 @@ def register(root: Path, study: Study) -> None:
 def load_deformation(root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the template (X, Y, Z) and the log-Jacobians (N, X, Y, Z) as a memory map."""
     record.require(root, "deformation")
-    template = bids.load_volume(root / "deformation" / "template.nii.gz")[0]
-    return template, np.load(root / "deformation" / "log_jacobian.npy", mmap_mode="r")
+    path = root / "deformation" / "log_jacobian.npy"
+    return load_template(root), np.load(path, mmap_mode="r", allow_pickle=False)

@@ -22,7 +22,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "misc", "common"}
 # A module imports only modules named before it; a folder is one module.
 ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
-    "distributed", "checkpoints", "training", "vae", "latents", "rivals", "norms", "sites",
+    "rivals", "distributed", "checkpoints", "training", "vae", "latents", "norms", "sites",
     "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
     "figures", "pages", "__main__",
 )  # fmt: skip

@@ -7,33 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 
 from dsnb import dataset, latents, space, training, vae
 from dsnb.config import Study
 from dsnb.diffusion.flow import FEWEST_DS, condition, draw, generator_rows, load
 from dsnb.diffusion.synthesis import decode
-
-
-def radial_spectrum(volumes: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return frequencies (F,) in cycles a voxel and the mean power (F,) of (N, X, Y, Z) there.
-
-    Only the brain's inside counts: its mean is removed and a mask with soft edges, three voxels
-    in, keeps the outline out of the spectrum.
-    """
-    inner = ndimage.binary_erosion(brain, iterations=3)
-    window = ndimage.gaussian_filter(inner.astype(np.float32), 1.5)
-    axes = np.meshgrid(*(np.fft.fftfreq(n) for n in brain.shape), indexing="ij")
-    radius = np.sqrt(sum(axis**2 for axis in axes))
-    bins = np.linspace(0, 0.5, min(brain.shape) // 2 + 1)
-    place, total = np.digitize(radius.ravel(), bins), np.zeros(len(bins) + 1)
-    for volume in volumes:
-        values = np.asarray(volume, np.float32)
-        values = (values - np.average(values, weights=window)) * window
-        total += np.bincount(place, (np.abs(np.fft.fftn(values)) ** 2).ravel(), len(bins) + 1)
-    counts = np.bincount(place, minlength=len(bins) + 1)
-    power = total / counts.clip(1) / len(volumes)
-    return (bins[1:] + bins[:-1]) / 2, power[1 : len(bins)]
 
 
 def _spectra(root: Path, study: Study) -> list[dict]:
@@ -50,7 +28,7 @@ def _spectra(root: Path, study: Study) -> list[dict]:
         synthetic = drawn[np.flatnonzero(made["group"] == group)]
         sources = (real, vae.reconstruct(decoder, real), synthetic)
         for name, source in zip(sums, sources):
-            frequencies, power = radial_spectrum(source, brain)
+            frequencies, power = vae.radial_spectrum(source, brain)
             sums[name].append(power)
     levels = {name: 10 * np.log10(np.mean(powers, axis=0)) for name, powers in sums.items()}
     table = pd.DataFrame({"cycles_per_mm": frequencies / study.grid.voxel_mm, **levels})

@@ -64,7 +64,7 @@ def sample(root: Path, study: Study) -> None:
 
 
 def decode(
-    flow: Flow, decoder: vae.LeanVae, people: pd.DataFrame, part: slice, settings: dict
+    flow: Flow, decoder: vae.NormativeVae, people: pd.DataFrame, part: slice, settings: dict
 ) -> np.ndarray:
     """Return the volumes (B, X, Y, Z), intensity 0 to 1.5, of one batch of requested people."""
     how = {name: settings[name] for name in ("seed", "steps", "guidance")}

@@ -11,6 +11,7 @@ from dsnb.record.files import (
     write_json,
     write_text,
 )  # fmt: skip
+from dsnb.record.ledger import add_row, find_row, is_stale, ledger_rows, row_key
 from dsnb.record.products import Product, begin, require
 from dsnb.record.results import (
     HEADLINE,
@@ -23,7 +24,8 @@ from dsnb.record.results import (
 )  # fmt: skip
 
 __all__ = [
-    "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "find_root",
-    "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
-    "write_json", "write_results", "write_text",
+    "HEADLINE", "HOME", "Product", "STAGES", "add_row", "begin", "code_digest", "digest",
+    "find_root", "find_row", "is_stale", "ledger_rows", "open_root", "plain", "progress",
+    "provenance", "read_mark", "read_results", "require", "row_key", "say", "write_json",
+    "write_results", "write_text",
 ]  # fmt: skip

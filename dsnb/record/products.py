@@ -17,6 +17,8 @@ MADE_BY = {
     "raw": "01_cohort (dsnb phantom)",
     "cohort": "01_cohort (dsnb import)",
     "prepared": "02_volumes (dsnb prepare)",
+    "template": "03_vae (dsnb train vae)",
+    "runs/features": "03_vae (dsnb train vae)",
     "runs/vae": "03_vae (dsnb train vae)",
     "latents": "04_latents (dsnb encode)",
     "deformation": "05_anomaly (dsnb register)",

@@ -101,7 +101,7 @@ def arrangement(root: Path, folder: Path, study: Study, processes: int) -> Itera
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one machine needs no name service
     with (folder / "log.txt").open("w") as log:
-        words = [*_torchrun(processes), "-m", "dsnb.scaling", str(root), str(folder)]
+        words = [*_torchrun(processes), "-m", "dsnb.scaling.parallel", str(root), str(folder)]
         process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
 
         def go(number: int) -> dict:
