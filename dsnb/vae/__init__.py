@@ -1,25 +1,31 @@
 """The normative VAE: how a euploid brain departs from the mean euploid brain, and back."""
 
-from dsnb.vae.features import FeatureNet, FeatureTask, load_features, train_features
+from dsnb.vae.features import (
+    FeatureNet,
+    FeatureTask,
+    feature_plan,
+    load_features,
+    train_features,
+)
 from dsnb.vae.losses import adversarial_terms, kl_divergence, kl_term
-from dsnb.vae.metrics import psnr_db, radial_spectrum, ssim
-from dsnb.vae.networks import LeanVae, MonaiVae, MorphVae, NormativeVae, build
-from dsnb.vae.quality import (
-    channel_table,
+from dsnb.vae.metrics import (
     effect_kept,
-    evaluate,
-    linear_rivals,
-    noise_floor_db,
+    psnr_db,
+    radial_spectrum,
     region_errors,
     region_logs,
     residual_bands,
+    ssim,
 )
-from dsnb.vae.task import CODE, VaeTask, batches, encode, load, reconstruct, restore, train
+from dsnb.vae.networks import LeanVae, MonaiVae, MorphVae, NormativeVae, build
+from dsnb.vae.quality import channel_table, evaluate, linear_rivals, noise_floor_db
+from dsnb.vae.task import CODE, TISSUE, VaeTask, batches, encode, load, reconstruct, restore, train
 
 __all__ = [
     "CODE", "FeatureNet", "FeatureTask", "LeanVae", "MonaiVae", "MorphVae", "NormativeVae",
-    "VaeTask", "adversarial_terms", "batches", "build", "channel_table", "effect_kept", "encode",
-    "evaluate", "kl_divergence", "kl_term", "linear_rivals", "load", "load_features",
-    "noise_floor_db", "psnr_db", "radial_spectrum", "reconstruct", "region_errors", "region_logs",
-    "residual_bands", "restore", "ssim", "train", "train_features",
+    "TISSUE", "VaeTask", "adversarial_terms", "batches", "build", "channel_table",
+    "effect_kept", "encode", "evaluate", "feature_plan", "kl_divergence", "kl_term",
+    "linear_rivals", "load", "load_features", "noise_floor_db", "psnr_db", "radial_spectrum",
+    "reconstruct", "region_errors", "region_logs", "residual_bands", "restore", "ssim", "train",
+    "train_features",
 ]  # fmt: skip

@@ -99,7 +99,7 @@ class FeatureTask:
         return {"score": found["score"].mean()}
 
 
-def plan(settings: Vae) -> Training:
+def feature_plan(settings: Vae) -> Training:
     """Return how the feature network is trained: a fifth of the VAE's length, once validated."""
     volumes = max(settings.training.volumes // 5, settings.training.batch)
     return replace(
@@ -113,7 +113,7 @@ def plan(settings: Vae) -> Training:
 
 def train_features(root: Path, study: Study) -> None:
     """Train the feature network on euploid fit people as the product runs/features."""
-    settings = plan(study.vae)
+    settings = feature_plan(study.vae)
     code = ("vae", "training", "checkpoints", "distributed", "dataset")
 
     def make(device: torch.device) -> tuple[FeatureTask, Training]:

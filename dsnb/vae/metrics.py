@@ -1,9 +1,14 @@
-"""How like two volumes are, inside the brain: PSNR, SSIM and the radial power spectrum."""
+"""How like two volumes are: PSNR, SSIM and spectrum inside the brain, and region volumes."""
 
 import numpy as np
 import torch
 from monai.metrics.regression import compute_ssim_and_cs
 from scipy import ndimage
+
+from dsnb import rivals, space
+from dsnb.config import Study
+
+BANDS = (0.0, 0.05, 0.1, 0.2, 0.5)  # cycles a voxel, of the residual's spectrum
 
 
 def psnr_db(volumes: np.ndarray, others: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -45,3 +50,44 @@ def radial_spectrum(volumes: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray,
     counts = np.bincount(place, minlength=len(bins) + 1)
     power = total / counts.clip(1) / len(volumes)
     return (bins[1:] + bins[:-1]) / 2, power[1 : len(bins)]
+
+
+def region_logs(volumes: np.ndarray, template: np.ndarray, study: Study) -> np.ndarray:
+    """Return log region volumes (N, R; log ml) of volumes, by registration to the template."""
+    fields = rivals.register_volumes(volumes, template, study)
+    return np.log(rivals.region_volumes(fields, study.grid))
+
+
+def region_errors(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
+    """Compare log region volumes (N, R) of reconstructions with their originals', per cent.
+
+    `bias_pct` is the mean change, which every person shares; `spread_pct` the SD around it.
+    """
+    change = 100 * np.expm1(after - before)
+    return {
+        name: {"bias_pct": change[:, i].mean(), "spread_pct": change[:, i].std(ddof=1),
+               "error_pct": np.abs(change[:, i]).mean()}
+        for i, name in enumerate(space.REGIONS)
+    }  # fmt: skip
+
+
+def effect_kept(before: np.ndarray, after: np.ndarray, without: np.ndarray) -> float:
+    """Return which share of a condition's region effects survives reconstruction.
+
+    `before` and `after` (2N, R) are log volumes of originals and reconstructions; `without` (2N,)
+    marks each pair's half that lacks the condition, pairs in the same order. Slope through 0.
+    """
+    real, drawn = (logs[~without].mean(0) - logs[without].mean(0) for logs in (before, after))
+    return float(real @ drawn / (real @ real))
+
+
+def residual_bands(drawn: np.ndarray, given: np.ndarray, brain: np.ndarray) -> list[dict]:
+    """Return the power (dB) of the residual against that of the volumes, by frequency band."""
+    frequencies, left = radial_spectrum(given - drawn, brain)
+    whole = radial_spectrum(given, brain)[1]
+    rows = []
+    for low, high in zip(BANDS, BANDS[1:]):
+        inside = (frequencies >= low) & (frequencies < high)
+        share = 10 * np.log10(left[inside].sum() / whole[inside].sum())
+        rows.append({"from": low, "to": high, "residual_db": share})
+    return rows

@@ -12,12 +12,11 @@ from dsnb import dataset, record, rivals, space, training
 from dsnb.config import Study
 from dsnb.phantom.people import SITES
 from dsnb.vae.losses import kl_divergence
-from dsnb.vae.metrics import psnr_db, radial_spectrum, ssim
+from dsnb.vae.metrics import psnr_db, region_errors, region_logs, residual_bands, ssim
 from dsnb.vae.networks import NormativeVae
 from dsnb.vae.task import ACTIVE, encode, load, reconstruct
 
 RULED = 20  # test people whose regions are measured by registration
-BANDS = (0.0, 0.05, 0.1, 0.2, 0.5)  # cycles a voxel, of the residual's spectrum
 
 
 def noise_floor_db(root: Path, study: Study, table: pd.DataFrame) -> float | None:
@@ -55,47 +54,6 @@ def linear_rivals(fit: np.ndarray, test: np.ndarray, brain: np.ndarray) -> dict[
     for name, values in answers.items():
         volumes[name][:, brain] = values
     return volumes
-
-
-def region_logs(volumes: np.ndarray, template: np.ndarray, study: Study) -> np.ndarray:
-    """Return log region volumes (N, R; log ml) of volumes, by registration to the template."""
-    fields = rivals.register_volumes(volumes, template, study)
-    return np.log(rivals.region_volumes(fields, study.grid))
-
-
-def region_errors(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
-    """Compare log region volumes (N, R) of reconstructions with their originals', per cent.
-
-    `bias_pct` is the mean change, which every person shares; `spread_pct` the SD around it.
-    """
-    change = 100 * np.expm1(after - before)
-    return {
-        name: {"bias_pct": change[:, i].mean(), "spread_pct": change[:, i].std(ddof=1),
-               "error_pct": np.abs(change[:, i]).mean()}
-        for i, name in enumerate(space.REGIONS)
-    }  # fmt: skip
-
-
-def effect_kept(before: np.ndarray, after: np.ndarray, without: np.ndarray) -> float:
-    """Return which share of a condition's region effects survives reconstruction.
-
-    `before` and `after` (2N, R) are log volumes of originals and reconstructions; `without` (2N,)
-    marks each pair's half that lacks the condition, pairs in the same order. Slope through 0.
-    """
-    real, drawn = (logs[~without].mean(0) - logs[without].mean(0) for logs in (before, after))
-    return float(real @ drawn / (real @ real))
-
-
-def residual_bands(drawn: np.ndarray, given: np.ndarray, brain: np.ndarray) -> list[dict]:
-    """Return the power (dB) of the residual against that of the volumes, by frequency band."""
-    frequencies, left = radial_spectrum(given - drawn, brain)
-    whole = radial_spectrum(given, brain)[1]
-    rows = []
-    for low, high in zip(BANDS, BANDS[1:]):
-        inside = (frequencies >= low) & (frequencies < high)
-        share = 10 * np.log10(left[inside].sum() / whole[inside].sum())
-        rows.append({"from": low, "to": high, "residual_db": share})
-    return rows
 
 
 def evaluate(root: Path, study: Study) -> dict:

@@ -1,0 +1,8 @@
+"""Searches over the VAE's settings: short trials by Optuna, and ablations into the ledger."""
+
+from dsnb.search.ablations import ablate
+from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
+
+__all__ = [
+    "ablate", "defaults", "finished", "open_journal", "search", "shortened", "space", "try_out",
+]  # fmt: skip

@@ -1,0 +1,70 @@
+"""What each part of the VAE is worth: the same people, budget and measures, one change at a time.
+
+On the phantom the study's split is used; on real scans, five folds by person, so that everybody
+is redrawn by a network that never saw them. One row a run in the ledger, with three seeds.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dsnb import record
+from dsnb.config import Study, Vae, replace
+from dsnb.search.folds import FOLDS, Trial
+
+LEDGER = "03_ablations"
+# The training loop is left out: its numbers are held to the bit by its own tests.
+CODE = ("vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "search/folds")
+VOLUMES = 1000  # seen by each run, where a variant does not say otherwise
+# Name -> changes of the default settings. AutoencoderKL costs ten times as much a volume, so it
+# sees fewer, and its row says how many CPU-seconds that took.
+VARIANTS = {
+    "lean": {},
+    "no_departure": {"departure": False},
+    "four_channels": {"channels": 4},
+    "eighth": {"latent": "eighth", "channels": 64},
+    "pooled": {"latent": "pooled", "channels": 64},
+    "flat": {"latent": "flat", "channels": 256},
+    "morph": {"architecture": "morph"},
+    "perceptual": {"perceptual": 0.1},
+    "adversarial": {"adversarial": 0.01},
+    "sharp": {"perceptual": 0.1, "adversarial": 0.01},
+    "monai": {"architecture": "monai", "volumes": 300},
+}
+SEEDS = (1, 2, 3)
+
+
+def variant(study: Study, name: str, seed: int) -> Vae:
+    """Return the settings of a variant, trained for the ablations' budget."""
+    changes = dict(VARIANTS[name])
+    volumes = changes.pop("volumes", VOLUMES)
+    plan = replace(
+        study.vae.training, volumes=volumes, seed=seed, checkpoint_every=volumes // 2,
+        validate_every=volumes // 4,
+    )  # fmt: skip
+    return replace(study.vae, **changes, training=plan)
+
+
+def run(trial: Trial, name: str, seed: int) -> None:
+    """Train and measure one variant on one split, unless the ledger has it."""
+    settings = variant(trial.study, name, seed)
+    task = {"data": trial.data, "variant": name, "fold": trial.fold, "seed": seed,
+            "settings": asdict(settings)}  # fmt: skip
+    key = record.row_key(task, CODE)
+    if record.find_row(LEDGER, key) is None:
+        found = trial.train(settings)
+        record.add_row(LEDGER, key, found)
+        said = f"{found['psnr_db']:.2f} dB, effect kept {found['effect_kept']:.2f}"
+        record.say(f"{trial.data} fold {trial.fold} {name} seed {seed}: {said}")
+
+
+def ablate(root: Path, study: Study, names: tuple[str, ...] = tuple(VARIANTS)) -> None:
+    """Fill the ledger with every variant, fold and seed of a data root; what is there stays."""
+    torch.set_num_threads(1)  # the same arithmetic on any machine
+    folds = 1 if record.read_mark(root)["data"] == "phantom" else FOLDS
+    for seed in SEEDS:
+        for fold in range(folds):
+            trial = Trial(root, study, fold)
+            for name in names:
+                run(trial, name, seed)
