@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dsnb import figures
 from dsnb.checks import BadInput
+from dsnb.figures.slices import ENDS, cut_volume
 from dsnb.space import GRIDS
 
 GRID = GRIDS["smoke"]
@@ -23,23 +24,23 @@ def _volume() -> np.ndarray:
 def test_left_of_the_picture_is_left_of_the_person():
     """Would fall: every map's orientation marks."""
     for plane, mm in (("axial", 75.0), ("coronal", -17.0)):
-        picture, extent = figures.cut_volume(_volume(), GRID.affine, (plane, mm))
+        picture, extent = cut_volume(_volume(), GRID.affine, (plane, mm))
         rows, columns = np.nonzero(picture)
         assert columns.min() > picture.shape[1] / 2, "the right side is drawn on the right"
-        assert extent[0] < 0 < extent[1] and figures.ENDS[plane] == ("L", "R")
+        assert extent[0] < 0 < extent[1] and ENDS[plane] == ("L", "R")
     assert rows.min() > picture.shape[0] / 2, "superior is up in a coronal slice"
-    picture, extent = figures.cut_volume(_volume(), GRID.affine, ("sagittal", 70.0))
-    assert picture.any() and figures.ENDS["sagittal"] == ("P", "A")
+    picture, extent = cut_volume(_volume(), GRID.affine, ("sagittal", 70.0))
+    assert picture.any() and ENDS["sagittal"] == ("P", "A")
     assert np.isclose(extent[1] - extent[0], GRID.shape[1] * GRID.voxel_mm)
 
 
 def test_a_cut_is_taken_at_its_millimetre():
     """Would fall: the coordinates printed in the slices."""
     volume = np.broadcast_to(GRID.coordinates_mm()[2], GRID.shape)
-    picture, _ = figures.cut_volume(volume, GRID.affine, ("axial", 12.0))
+    picture, _ = cut_volume(volume, GRID.affine, ("axial", 12.0))
     assert np.abs(picture - 12.0).max() <= GRID.voxel_mm / 2
     with pytest.raises(BadInput, match="E-CUT"):
-        figures.cut_volume(volume, GRID.affine, ("axial", 400.0))
+        cut_volume(volume, GRID.affine, ("axial", 400.0))
 
 
 def test_maps_are_centred_on_zero_and_thresholded():
