@@ -78,11 +78,12 @@ def test_all_figures_render_small():
     """Would fall: the page size, and that each figure can be drawn without a display."""
     rng = np.random.default_rng(0)
     volume, groups = _volume(), {"euploid": rng.normal(size=20), "DS": rng.normal(size=9)}
-    ranges = (np.array([[0, 2], [1, 3]]), np.array([[1, 2], [2, 4]]))
     made = [
         figures.plot_slices({"a": volume, "b": volume}, GRID.affine),
-        figures.plot_cases({"patient": [volume], "z": [volume]}, {"z": "z"}, GRID.affine, ["x"]),
-        figures.plot_scatter([1, 2], [1.5, 3], ["a", "b"], "real", "synthetic", ranges),
+        figures.plot_cases(
+            {"scan": [volume], "z": [volume]}, {"z": "z"}, GRID.affine, ["x"], background="scan"
+        ),
+        figures.plot_scatter([1, 2], [1.5, 3], ["a", "b"], "real", "synthetic"),
         figures.plot_spectrum(np.array([0.01, 0.1]), {"real": np.array([1.0, 0.1])}),
         figures.plot_distribution(groups, "ml"),
         figures.plot_embedding(rng.normal(size=(29, 2)), ["euploid"] * 20 + ["DS"] * 9, [0.2, 0.1]),

@@ -81,18 +81,13 @@ def compare_effects(real: People, synthetic: People, settings: Release) -> tuple
     d_real, d_synthetic = effects(real)[used], effects(synthetic)[used]
     passed, limits = equivalence(sides[1] - sides[0], settings.margin_d)
     spread = [np.sqrt((_residuals(side)[1][:, used] ** 2).mean(0)) for side in (real, synthetic)]
-    known = [np.quantile(side, [0.025, 0.975], axis=0).T for side in sides]
-    rows = [
-        {
-            "region": name, "real": d_real[i], "real_low": known[0][i, 0],
-            "real_high": known[0][i, 1], "synthetic": d_synthetic[i],
-            "synthetic_low": known[1][i, 0], "synthetic_high": known[1][i, 1],
-            "difference": d_synthetic[i] - d_real[i], "low_90": limits[i, 0],
-            "high_90": limits[i, 1], "equivalent": passed[i],
-            "sd_ratio": spread[1][i] / spread[0][i],
-        }
-        for i, name in enumerate(EFFECT_REGIONS)
-    ]  # fmt: skip
+    known = [np.quantile(side, [0.025, 0.975], axis=0) for side in sides]
+    table = pd.DataFrame({
+        "region": EFFECT_REGIONS, "real": d_real, "real_low": known[0][0], "real_high": known[0][1],
+        "synthetic": d_synthetic, "synthetic_low": known[1][0], "synthetic_high": known[1][1],
+        "difference": d_synthetic - d_real, "low_90": limits[:, 0], "high_90": limits[:, 1],
+        "equivalent": passed, "sd_ratio": spread[1] / spread[0],
+    })  # fmt: skip
     pairs = np.array([agreement(*pair) for pair in zip(*sides)])
     low, high = np.quantile(pairs, [0.025, 0.975], axis=0)
     correlation, slope = agreement(d_real, d_synthetic)
@@ -102,7 +97,7 @@ def compare_effects(real: People, synthetic: People, settings: Release) -> tuple
         "regions_equivalent": passed.sum(),
         "regions_within_margin": (np.abs(d_synthetic - d_real) < settings.margin_d).sum(),
     }  # fmt: skip
-    return numbers, rows
+    return numbers, table.to_dict("records")
 
 
 def ceiling(originals: People, drawn: People, settings: Release) -> dict:

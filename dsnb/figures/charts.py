@@ -63,17 +63,14 @@ def plot_scatter(
     labels: Sequence[str],
     x_label: str,
     y_label: str,
-    ranges: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
-    """Show named points beside the identity line; `ranges` of x and y are (N, 2): low, high."""
+    """Show named points beside the identity line."""
     axes = (figure := open_figure(5.2, 4.6)).subplots()
     x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
     axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
-    named = zip(("xerr", "yerr"), ranges or (), (x, y))
-    bars = {name: np.abs(limits.T - values) for name, limits, values in named}
-    axes.errorbar(x, y, fmt="o", color=COLOURS["euploid"], ms=5, lw=1, alpha=0.8, **bars)
+    axes.plot(x, y, "o", color=COLOURS["euploid"], ms=5, alpha=0.8)
     for place, name in zip(zip(x, y), labels):
         style = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
         axes.annotate(str(name).replace("_", " "), place, **style)
@@ -144,9 +141,7 @@ def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     return figure
 
 
-def plot_embedding(
-    scores: np.ndarray, groups: Sequence[str], variance: Sequence[float] | None = None
-) -> Figure:
+def plot_embedding(scores: np.ndarray, groups: Sequence[str], variance: Sequence[float]) -> Figure:
     """Show the first two of `scores` (N, K) by group; `variance` holds explained shares (0..1)."""
     axes = (figure := open_figure(4.8, 4.0)).subplots()
     groups = np.asarray(groups, str)
@@ -154,7 +149,7 @@ def plot_embedding(
         rows = groups == name
         axes.plot(*scores[rows, :2].T, mark, color=colour, ms=4, alpha=0.6, mew=0,
                   label=f"{name} (n = {rows.sum()})")  # fmt: skip
-    shares = ["", ""] if variance is None else [f" ({100 * share:.0f} %)" for share in variance]
     axes.legend(frameon=False, fontsize=8)
-    _plain_axes(axes, f"component 1{shares[0]}", f"component 2{shares[1]}")
+    names = (f"component {k} ({100 * share:.0f} %)" for k, share in enumerate(variance, start=1))
+    _plain_axes(axes, *names)
     return figure

@@ -58,17 +58,17 @@ def show_slice(axes: Axes, volume: np.ndarray, affine: np.ndarray, cut: Cut, **s
     axes.spines[:].set_visible(False)
 
 
-def mark_slice(axes: Axes, cut: Cut, colour: str = "white") -> None:
+def mark_slice(axes: Axes, cut: Cut) -> None:
     """Write the two ends of the horizontal axis, the coordinate, and a 50 mm bar into a slice."""
     plane, mm = cut
-    small = {"color": colour, "fontsize": 7, "transform": axes.transAxes}
+    small = {"color": "white", "fontsize": 7, "transform": axes.transAxes}
     axes.text(0.02, 0.5, ENDS[plane][0], va="center", **small)
     axes.text(0.98, 0.5, ENDS[plane][1], va="center", ha="right", **small)
     axes.text(0.02, 0.02, f"{'xyz'[PLANES[plane]]} = {mm:g} mm", **small)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x, y = right - 0.04 * (right - left), bottom + 0.05 * (top - bottom)
-    axes.plot([x - 50, x], [y, y], color=colour, linewidth=1.5)
-    axes.text(x - 25, y + 2, "50 mm", color=colour, fontsize=5, ha="center")
+    axes.plot([x - 50, x], [y, y], color="white", linewidth=1.5)
+    axes.text(x - 25, y + 2, "50 mm", color="white", fontsize=5, ha="center")
 
 
 def _limit(values: Sequence[np.ndarray]) -> float:
@@ -84,27 +84,24 @@ def _colour_bar(figure: Figure, axes, low: float, high: float, colours: str, uni
 def plot_slices(
     volumes: dict[str, np.ndarray],
     affine: np.ndarray,
-    cuts: Sequence[Cut] = CUTS,
-    limits: tuple[float, float] = (0.0, 1.0),
     unit: str = "intensity (white matter near 0.85)",
 ) -> Figure:
-    """Show volumes {title: (X, Y, Z)} as rows of slices under one grey scale."""
-    figure = open_figure(2.0 * len(cuts) + 0.9, 2.1 * len(volumes))
-    grid = figure.subplots(len(volumes), len(cuts), squeeze=False)
+    """Show volumes {title: (X, Y, Z)} as rows of slices under one grey scale from 0 to 1."""
+    figure = open_figure(2.0 * len(CUTS) + 0.9, 2.1 * len(volumes))
+    grid = figure.subplots(len(volumes), len(CUTS), squeeze=False)
     for row, (title, volume) in zip(grid, volumes.items()):
-        for axes, cut in zip(row, cuts):
-            show_slice(axes, volume, affine, cut, cmap=GREY, vmin=limits[0], vmax=limits[1])
+        for axes, cut in zip(row, CUTS):
+            show_slice(axes, volume, affine, cut, cmap=GREY, vmin=0, vmax=1)
             mark_slice(axes, cut)
         row[0].set_ylabel(title, fontsize=9)
-    _colour_bar(figure, grid, *limits, GREY, unit, shrink=min(1, 1.4 / len(volumes)))
+    _colour_bar(figure, grid, 0, 1, GREY, unit, shrink=min(1, 1.4 / len(volumes)))
     return figure
 
 
 def _overlay(axes: Axes, background, values, affine, cut: Cut, threshold: float, limit: float):
     """Draw a diverging map over a grey slice; what stays below the threshold is transparent."""
-    if background is not None:
-        top = max(float(np.max(background)), 1e-6)
-        show_slice(axes, background, affine, cut, cmap=GREY, vmin=0, vmax=top)
+    top = max(float(np.max(background)), 1e-6)
+    show_slice(axes, background, affine, cut, cmap=GREY, vmin=0, vmax=top)
     values = np.asarray(values, np.float32)
     shown = np.where(np.abs(values) > threshold, values, np.nan)
     show_slice(axes, shown, affine, cut, cmap=DIVERGING, vmin=-limit, vmax=limit)
@@ -116,14 +113,11 @@ def plot_overlay(
     affine: np.ndarray,
     unit: str = "z",
     threshold: float = 0.0,
-    limit: float | None = None,
-    cuts: Sequence[Cut] = CUTS,
 ) -> Figure:
     """Show a map (X, Y, Z) centred on zero over a grey volume; hide what is within +-threshold."""
-    limit = limit or _limit([values])
-    figure = open_figure(2.2 * len(cuts) + 0.9, 2.4)
-    row = figure.subplots(1, len(cuts), squeeze=False)[0]
-    for axes, cut in zip(row, cuts):
+    limit, figure = _limit([values]), open_figure(2.2 * len(CUTS) + 0.9, 2.4)
+    row = figure.subplots(1, len(CUTS))
+    for axes, cut in zip(row, CUTS):
         _overlay(axes, background, values, affine, cut, threshold, limit)
         mark_slice(axes, cut)
     shown = f", shown beyond {threshold:g}" if threshold else ""
@@ -136,25 +130,24 @@ def plot_cases(
     units: dict[str, str],
     affine: np.ndarray,
     labels: Sequence[str],
-    cut: Cut = CUTS[0],
-    background: str | None = None,
+    background: str,
 ) -> Figure:
     """Show one row a person: patient, expected, z map, truth.
 
     `columns` is {title: volumes in the order of `labels`}. A column named in `units` is a map:
     diverging, one limit a column, drawn over the column `background`; the others are grey.
     """
-    figure = open_figure(1.9 * len(columns), 2.0 * len(labels) + 0.8)
+    cut, figure = CUTS[0], open_figure(1.9 * len(columns), 2.0 * len(labels) + 0.8)
     grid = figure.subplots(len(labels), len(columns), squeeze=False)
     for (title, volumes), stack in zip(columns.items(), grid.T):
         limit = _limit(volumes) if title in units else 1.0
         for number, (axes, volume) in enumerate(zip(stack, volumes)):
             if title in units:
-                under = columns[background][number] if background else None
+                under = columns[background][number]
                 _overlay(axes, under, volume, affine, cut, 0.05 * limit, limit)
             else:
                 show_slice(axes, volume, affine, cut, cmap=GREY, vmin=0, vmax=1)
-            mark_slice(axes, cut, "white" if background or title not in units else "black")
+            mark_slice(axes, cut)
         stack[0].set_title(title, fontsize=9)
         bar = (-limit, limit, DIVERGING, units[title]) if title in units else (0, 1, GREY, "")
         _colour_bar(figure, list(stack), *bar, orientation="horizontal", shrink=0.8, pad=0.02)
