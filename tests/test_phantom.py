@@ -83,7 +83,7 @@ def test_sham_is_as_large_as_the_disease_and_unrelated():
 
 
 def test_a_swirl_moves_tissue_and_keeps_every_volume():
-    """Falls: that shape varies down to a gyrus's width while region volumes follow the constants."""
+    """Falls: that shape varies down to a gyrus's width while volumes follow the constants."""
     velocity = fields.swirl(np.random.default_rng(0), ((1.0, 12.0), (1.0, 6.0)))
     spread = np.sqrt((velocity**2).mean((1, 2, 3)))
     np.testing.assert_allclose(spread, np.sqrt(2), rtol=0.2)
