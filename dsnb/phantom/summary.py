@@ -92,15 +92,12 @@ def repeat_rows(truth: pd.DataFrame, repeats: pd.DataFrame) -> list[dict]:
 
     Groups of fewer than five people are left out.
     """
-    known, rows = truth.set_index("participant_id"), []
     if repeats.empty:
-        return rows
-    first = known.loc[repeats["origin"]]
-    again = known.loc[repeats["participant_id"]]
-    stages = first["stage"].replace("n/a", "euploid").to_numpy()
-    for name in space.REGIONS:
-        ratio = np.log(again[f"{name}_after"].to_numpy() / first[f"{name}_after"].to_numpy())
-        mean = pd.Series(100 * np.expm1(ratio / REPEAT_YEARS)).groupby(stages).agg(["mean", "size"])
-        kept = mean[mean["size"] >= 5]["mean"]
-        rows.append({"region": name, **kept.add_suffix("_pct_a_year").to_dict()})
-    return rows
+        return []
+    known, columns = truth.set_index("participant_id"), [f"{name}_after" for name in space.REGIONS]
+    first, again = (known.loc[repeats[name]] for name in ("origin", "participant_id"))
+    ratio = np.log(again[columns].to_numpy() / first[columns].to_numpy())
+    change = pd.DataFrame(100 * np.expm1(ratio / REPEAT_YEARS), columns=list(space.REGIONS))
+    stages = change.groupby(first["stage"].replace("n/a", "euploid").to_numpy())
+    table = stages.mean()[stages.size() >= 5].T.add_suffix("_pct_a_year")
+    return table.rename_axis("region").reset_index().to_dict("records")

@@ -6,6 +6,7 @@ A pass is worded "no evidence of copying under these tests". On a phantom it pro
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,7 @@ def _tests(root: Path, study: Study, rows: dict, table: pd.DataFrame, volumes) -
     library = copies.Library(volumes[rows["training"]], study.grid, space)
     rng = np.random.default_rng([settings.seed, 10])
     originals = np.sort(rng.choice(rows["training"], settings.copies, replace=False))
-
-    def draw(some: np.ndarray) -> np.ndarray:
-        return vae.reconstruct(model, some)
-
+    draw = partial(vae.reconstruct, model)
     sides = {name: draw(volumes[rows[name]]) for name in ("A", "B")}
     sides["synthetic"] = dataset.load_volumes(root, "synthetic")
     planted = copies.plant(volumes[originals], draw, settings.seed)
