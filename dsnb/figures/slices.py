@@ -101,8 +101,10 @@ def plot_cases(
             axes = place(row, len(labels), column, len(columns))
             how = {"display_mode": "z", "cut_coords": POINT[2:], "figure": figure, "axes": axes}
             if title in units:
-                images = (as_image(one, affine) for one in (volume, columns[background][row]))
+                under = columns[background][row]
+                pair = np.where(under > 0, volume, 0), under  # outside of the brain: nothing
                 how |= {"threshold": 0.05 * limit, "vmax": limit}
+                images = (as_image(one, affine) for one in pair)
                 display = plotting.plot_stat_map(*images, **how, **STYLE)
             else:
                 display = draw(volume, affine, **how)
