@@ -8,13 +8,6 @@ from dsnb.figures.charts import (
     plot_scatter,
     plot_spectrum,
     plot_training,
-)  # fmt: skip
-from dsnb.figures.quality import plot_check, plot_sheet, save_checks
-from dsnb.figures.slices import ENDS, cut_volume, plot_cases, plot_overlay, plot_slices
-
-__all__ = [
-    "ENDS", "cut_volume", "plot_bars", "plot_cases", "plot_check", "plot_curves",
-    "plot_distribution",
-    "plot_embedding", "plot_overlay", "plot_scatter", "plot_sheet", "plot_slices", "plot_spectrum",
-    "plot_training", "save_checks",
-]  # fmt: skip
+)
+from dsnb.figures.quality import plot_sheet, save_checks
+from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices
