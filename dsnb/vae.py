@@ -125,7 +125,9 @@ class VaeTask:
         table, self.volumes = dataset.load_table(root), dataset.load_volumes(root)
         self.fit = dataset.select(table, "euploid", "fit")
         self.validation = dataset.select(table, "euploid", "validation")
-        self.settings, self.device, self.rows = settings, device, len(self.fit)
+        self.settings, self.device = settings, device
+        self.rows, self.held = len(self.fit), len(self.validation)
+        self.people = table["participant_id"].to_numpy()
         mean = np.mean(self.volumes[self.fit], axis=0, dtype=np.float32)
         self.model = LeanVae(settings, mean.shape, mean)
         self.brain = mean > 0.3  # for the score only: tissue, whatever the template
@@ -148,10 +150,18 @@ class VaeTask:
             "kl": self.settings.kl * kl_divergence(z_mean, z_logvar).sum() / len(batch),
         }
 
-    def validate(self, model: LeanVae) -> dict[str, float]:
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of these fit people."""
+        return self.people[self.fit[rows]].tolist()
+
+    def assess(self, model: LeanVae, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the PSNR (dB) of these validation people."""
+        volumes = np.asarray(self.volumes[self.validation[rows]])
+        return {"psnr_db": psnr_db(reconstruct(model, volumes), volumes, self.brain)}
+
+    def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
         """Return the mean PSNR over validation people as the score."""
-        volumes = np.asarray(self.volumes[self.validation])
-        return {"score": psnr_db(reconstruct(model, volumes), volumes, self.brain).mean()}
+        return {"score": found["psnr_db"].mean()}
 
 
 def batches(rows: int, size: int = 8) -> list[slice]:
@@ -179,13 +189,14 @@ def encode(model: LeanVae, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return tuple(np.concatenate(parts) for parts in zip(*answers))
 
 
-def train(root: Path, study: Study, run: str = "runs/vae") -> None:
+def train(root: Path, study: Study, run: str = "runs/vae", start: str = "resume") -> None:
     """Train the normative VAE on the prepared euploid fit people as the product `run`."""
 
     def build(device: torch.device) -> tuple[VaeTask, Training]:
         return VaeTask(root, study.vae, device), study.vae.training
 
-    training.train_product(root, run, "train vae", asdict(study.vae), ("prepared",), CODE, build)
+    settings, parents = asdict(study.vae), ("prepared",)
+    training.train_product(root, run, "train vae", settings, parents, CODE, build, start)
 
 
 def load(root: Path, run: str = "runs/vae") -> LeanVae:

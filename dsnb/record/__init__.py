@@ -4,12 +4,14 @@ from dsnb.record.files import (
     HOME,
     code_digest,
     digest,
+    lock,
     plain,
     progress,
     provenance,
     say,
     write_json,
     write_text,
+    writing,
 )  # fmt: skip
 from dsnb.record.products import Product, begin, require
 from dsnb.record.results import (
@@ -24,6 +26,6 @@ from dsnb.record.results import (
 
 __all__ = [
     "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "find_root",
-    "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
-    "write_json", "write_results", "write_text",
+    "lock", "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
+    "write_json", "write_results", "write_text", "writing",
 ]  # fmt: skip
