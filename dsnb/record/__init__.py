@@ -26,6 +26,6 @@ from dsnb.record.results import (
 
 __all__ = [
     "HEADLINE", "HOME", "Product", "STAGES", "begin", "code_digest", "digest", "find_root",
-    "lock", "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require", "say",
-    "write_json", "write_results", "write_text", "writing",
+    "lock", "open_root", "plain", "progress", "provenance", "read_mark", "read_results", "require",
+    "say", "write_json", "write_results", "write_text", "writing",
 ]  # fmt: skip
