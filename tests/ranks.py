@@ -4,7 +4,12 @@ import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
+
+if "nilearn" not in sys.modules and "RANK" in os.environ:  # no template here: two seconds a rank
+    sys.modules["nilearn"] = types.ModuleType("nilearn")
+    sys.modules["nilearn"].datasets = None
 
 from toy import IDENTITY, SETTINGS, Line
 

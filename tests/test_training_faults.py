@@ -631,3 +631,24 @@ def test_the_cache_is_one_read_only_map_of_float16(tmp_path, monkeypatch):
     assert isinstance(volumes, np.memmap) and volumes.mode == "r"
     with pytest.raises(ValueError, match="read-only"):
         volumes[0] = 1
+
+
+def test_the_guide_knows_every_row_and_code_and_quotes_real_words():
+    """Claim: a user finds each refusal of a training in the book, in the program's own words."""
+    text = (ROOT / "book/guides/faults.md").read_text()
+    section = text.split("## Faults of a training")[1]
+    names = ("training", "distributed", "checkpoints", "launcher", "record")
+    paths = [path for name in names for path in (ROOT / "dsnb").glob(f"{name}*")]
+    paths = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.py"))]
+    source = "".join(path.read_text() for path in paths)
+    raised = set(re.findall(r'"(E-[A-Z]+)"', source))
+    raised -= {"E-MISSING", "E-DAMAGED", "E-STALE", "E-FOREIGN", "E-ROOT"}  # of products
+    rows = {f"T{row:02d}" for row in range(1, 21)} | {"P04"}
+    assert not {name for name in raised | rows if not re.search(rf"\b{name}\b", section)}
+    tests = Path(__file__).read_text()
+    assert not {row for row in rows if f"def test_{row.lower()}_" not in tests}
+    table = section[section.index("| T01") :]
+    quoted = [words for words in re.findall(r"`([^`]+)`", table) if "…" in words]
+    pieces = [piece.strip() for words in quoted for piece in words.split("…") if piece.strip()]
+    unreal = [piece for piece in pieces if piece not in source]
+    assert len(pieces) > 10 and not unreal, unreal
