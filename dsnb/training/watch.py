@@ -22,6 +22,7 @@ from dsnb.distributed import Ranks
 from dsnb.training.clock import host_peak_mib
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+STARTING_S = 60.0  # at least, up to the end of the first step: a busy machine imports slowly
 SHOWN = 8  # subjects that a message names
 
 
@@ -112,7 +113,8 @@ class Watch:
             if places != known:
                 known, moved = places, time.monotonic()
             quiet = time.monotonic() - moved
-            if quiet < self._patience or self._over.is_set():
+            starting = min(places.values())[0] < 2
+            if quiet < max(self._patience, STARTING_S * starting) or self._over.is_set():
                 continue
             if self._ranks.world > 1:
                 distributed.end(1, self._verdict(notes, places, quiet))
