@@ -24,7 +24,7 @@ ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
     "rivals", "distributed", "checkpoints", "training", "vae", "latents", "norms", "sites",
     "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
-    "figures", "pages", "__main__",
+    "figures", "pages", "launcher", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.
 EARLY = {"checks": {"space"}}
@@ -103,7 +103,8 @@ def test_jobs_have_the_number_of_their_stage_and_one_verb():
     assert set(JOBS) <= set(jobs)
     for name, path in jobs.items():
         text = path.read_text()
-        verbs = re.findall(r"-m dsnb ((?:train )?\w+)", text)
+        verbs = re.findall(r"-m dsnb (\w+)|^    (train \w+) --preset", text, re.M)
+        verbs = ["".join(found) for found in verbs]
         assert name[:2] in numbers and len(verbs) == 1, name
         assert verbs[0] == JOBS.get(name, verbs[0])
         assert name[3:] == verbs[0].replace(" ", "_")

@@ -2,5 +2,3 @@
 
 from dsnb.scaling.parallel import CODE, bench, gigaflop, race, resumes_identically
 from dsnb.scaling.speed import bench_speed
-
-__all__ = ["CODE", "bench", "bench_speed", "gigaflop", "race", "resumes_identically"]

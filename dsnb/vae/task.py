@@ -121,7 +121,7 @@ def encode(model: NormativeVae, volumes: np.ndarray) -> tuple[np.ndarray, np.nda
     return tuple(np.concatenate(parts) for parts in zip(*answers))
 
 
-def train(root: Path, study: Study, run: str = "runs/vae") -> None:
+def train(root: Path, study: Study, run: str = "runs/vae", start: str = "resume") -> None:
     """Train the normative VAE on the prepared euploid fit people as the product `run`.
 
     The template of `morph` and the feature network of the perceptual loss are made first.
@@ -137,7 +137,8 @@ def train(root: Path, study: Study, run: str = "runs/vae") -> None:
     def make(device: torch.device) -> tuple[VaeTask, Training]:
         return VaeTask(root, settings, device), settings.training
 
-    training.train_product(root, run, "train vae", asdict(settings), tuple(parents), CODE, make)
+    words = "train vae", asdict(settings), tuple(parents), CODE
+    training.train_product(root, run, *words, make, start)
 
 
 def load(root: Path, run: str = "runs/vae") -> NormativeVae:
