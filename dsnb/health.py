@@ -52,7 +52,7 @@ ADVICE = {
     "rarely not finite": ("look", "Single steps were thrown away; the rest is sound.",
                           "If the same people come again, look at their scans."),
     "wrong scale": ("wrong", "The numbers are not in the unit that the network was made for.",
-                    "Run `dsnb prepare` again, then all that follows it; mix no two VAEs' latents."),
+                    "Run `dsnb prepare` again, then all after it; mix no two VAEs' latents."),
     "diverged": ("wrong", "The training moves away from its goal.",
                  "Lower lr to a third, lengthen warmup; start again with --start scratch."),
     "jumped": ("look", "It was thrown far back, and recovered.", "Lower lr, or lengthen warmup."),
@@ -63,7 +63,7 @@ ADVICE = {
     "mostly idle": ("look", "Most of the latent carries nothing.",
                     "Lower kl, or save memory with fewer channels."),
     "starved": ("wrong", "The processor waits for data.",
-                "Use a faster disk; give the job memory to keep volumes.npy in; fewer jobs a node."),
+                "Use a faster disk; give the job memory for all of volumes.npy."),
     "slow saves": ("look", "Much of the time is spent writing checkpoints.",
                    "Raise checkpoint_every, or use a faster disk."),
     "memory nearly full": ("look", "A slightly larger run will be killed.",
@@ -146,7 +146,7 @@ def _numbers(run: Run) -> tuple[str, str]:
 
 
 def _scale(run: Run) -> tuple[str, str]:
-    first = run.stats.filter(["velocity", "l1"]).dropna()[:BLOCKS].median()
+    first = run.stats.filter(["velocity", "l1"]).dropna()[:1].squeeze(axis=0)  # nothing learnt yet
     if "velocity" in first:  # an untrained flow is off by the mean variance of noise and components
         sd = np.sqrt(max(0.0, 2 * first["velocity"] - 1))
         seen = f"the components' SD is {sd:.2f} (1 is right)"
@@ -181,6 +181,8 @@ def _course(run: Run) -> tuple[str, str]:
 
 
 def _posterior(run: Run) -> tuple[str, str]:
+    if run.payload is None:
+        return "none", "no checkpoint yet"
     last, model = run.scores().iloc[-1], vae.restore(run.payload).to("meta")  # shapes alone
     nats = last["kl_nats"] / model.encode(model.mean_volume)[0].numel()
     low, high = last["logvar_low"], last["logvar_high"]
@@ -265,8 +267,9 @@ def diagnose(folder: Path) -> list[dict[str, str]]:
     it. Rows may name people of the training: they are for whoever may see these.
     """
     run, rows = read(folder), []
+    known = {*run.stats.dropna(axis=1, how="all")}
     for name, (check, needed) in (CAUSES | EFFECTS).items():
-        if not {*needed} <= {*run.stats}:
+        if not {*needed} <= known:
             finding, seen = "none", "not in this log"
         elif name in EFFECTS and any(row["level"] == "wrong" for row in rows):
             finding, seen = "none", "not judged before the above is mended"
