@@ -187,8 +187,9 @@ def _posterior(run: Run) -> tuple[str, str]:
     nats = last["kl_nats"] / model.encode(model.mean_volume)[0].numel()
     low, high = last["logvar_low"], last["logvar_high"]
     out = nats > NATS or low < LOGVAR_RANGE[0] + CLAMP or high > LOGVAR_RANGE[1] - CLAMP
-    seen = f"log-variance {low:.1f} to {high:.1f} (it ends at -20 and 10), KL {nats:.2g} nats "
-    return "KL diverged" if out else "", seen + "a latent element"
+    seen = f"log-variance {low:.1f} to {high:.1f} (its ends: {LOGVAR_RANGE[0]:.0f} and "
+    seen += f"{LOGVAR_RANGE[1]:.0f}), KL {nats:.2g} nats a latent element"
+    return "KL diverged" if out else "", seen
 
 
 def _latent(run: Run) -> tuple[str, str]:
@@ -196,8 +197,8 @@ def _latent(run: Run) -> tuple[str, str]:
     share, early = last["active_share"], last["seen"] < EARLY * run.plan.volumes
     seen = f"{share:.1%} of the latent is active, KL {last['kl_nats']:.2g} nats a person; "
     seen += f"validation {first['score']:.1f} dB at first, {last['score']:.1f} dB now"
-    found = "collapsed" if share < IDLE and not early else "mostly idle" if share < FEW else ""
-    return found, seen
+    found = "collapsed" if share < IDLE else "mostly idle" if share < FEW else ""
+    return "" if early else found, seen
 
 
 def _loader(run: Run) -> tuple[str, str]:
@@ -267,7 +268,7 @@ def diagnose(folder: Path) -> list[dict[str, str]]:
     it. Rows may name people of the training: they are for whoever may see these.
     """
     run, rows = read(folder), []
-    known = {*run.stats.dropna(axis=1, how="all")}
+    known = {*run.stats.dropna(axis=1, how="all")}  # a score that is never finite is not known
     for name, (check, needed) in (CAUSES | EFFECTS).items():
         if not {*needed} <= known:
             finding, seen = "none", "not in this log"
@@ -276,8 +277,7 @@ def diagnose(folder: Path) -> list[dict[str, str]]:
         else:
             finding, seen = check(run)
         level, means, fix = ADVICE.get(finding, (finding or "ok", "", ""))
-        finding = finding if means else ""
-        row = {"check": name, "level": level, "finding": finding, "seen": seen}
+        row = {"check": name, "level": level, "finding": finding if means else "", "seen": seen}
         rows.append(row | {"means": means, "try": fix})
     return rows
 

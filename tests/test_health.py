@@ -143,7 +143,13 @@ SOUND = {
     "falls with the training": {"score": quarters(10, 30, 28, 25), "loss": [1.0] * 100},
     "KL rises with its weight": {"l1": [1.0] * 100, "loss": np.linspace(1, 9, 100)},
     "some saves": {"save_s": [5.0] + [None] * 99},
-    "one early step": {"active_share": quarters(0, 0.5, 0.5, 0.5), "score": quarters(9, 9, 9, 9)},
+    "units wake up": {"active_share": quarters(0, 0.5, 0.5, 0.5), "score": quarters(9, 9, 9, 9)},
+    "too early": {
+        "active_share": quarters(0, 0, 0, 0),
+        "score": quarters(9, 9, 9, 9),
+        "goal": 9999,
+    },
+    "no score is finite": {"score": [None] * 100, "grad_norm": [0.1] * 100},
 }
 FAILED = ["collapsed", "wrong scale", "KL diverged", "starved"]
 
@@ -152,6 +158,8 @@ FAILED = ["collapsed", "wrong scale", "KL diverged", "starved"]
 def test_a_run_made_to_fail_is_named_and_only_that(runs, name):
     """Claim: each failure is `wrong` by its own finding, and no other one sends users astray."""
     assert found(runs[name], "wrong") == {name}
+    lights = {row["check"]: row["level"] for row in health.diagnose(runs[name])}
+    assert lights["rate"] == lights["length"] == "none", "they would only follow from it"
 
 
 def test_a_diverging_run_is_named(runs):
