@@ -20,7 +20,7 @@ from dsnb.config import Training, replace
 
 GUIDE = Path(__file__).resolve().parent.parent / "book" / "guides" / "health.md"
 CPU = torch.device("cpu")
-LOUD = 100  # scanners write any unit; this is a scan in per cent
+LOUD = 10  # another unit; the first L1 alone would not tell it
 STEPS = 40  # in which the tiny VAE learns most of what it can
 
 
@@ -92,7 +92,9 @@ def write_log(run: Path, count=100, goal=None, age_s=0.0, marker=False, **column
     """Write a run's log by hand, for what cannot be trained in a second; return the folder."""
     run.mkdir(exist_ok=True)
     plan = asdict(Training(volumes=goal or 2 * count, batch=2, patience_s=600))
-    (run / "config.json").write_text(json.dumps({"training": plan, "settings": {}}))
+    (run / "config.json").write_text(
+        json.dumps({"training": plan, "settings": {"residual_scale": 0.15}})
+    )
     rows = [{"step": i + 1, "seen": 2 * i + 2, "loss": 1.0, "grad_norm": 0.1, "seconds": 1.0}
             for i in range(count)]  # fmt: skip
     for name, values in columns.items():
@@ -141,7 +143,7 @@ SOUND = {
     "under way": {"goal": 1000, "age_s": 60},
     "flat": {"score": quarters(10, 20, 29.9, 30)},
     "falls with the training": {"score": quarters(10, 30, 28, 25), "loss": [1.0] * 100},
-    "KL rises with its weight": {"l1": [1.0] * 100, "loss": np.linspace(1, 9, 100)},
+    "KL rises with its weight": {"l1": [0.1] * 100, "loss": np.linspace(1, 9, 100)},
     "some saves": {"save_s": [5.0] + [None] * 99},
     "units wake up": {"active_share": quarters(0, 0.5, 0.5, 0.5), "score": quarters(9, 9, 9, 9)},
     "too early": {
@@ -200,6 +202,12 @@ def test_components_of_another_scale_are_named(tmp_path):
         said = next(row["seen"] for row in health.diagnose(run) if row["check"] == "scale")
         sd = float(re.search(r"SD is ([\d.]+)", said)[1])
         assert sd == pytest.approx(factor, rel=0.15)
+
+
+def test_the_scale_shows_before_the_first_checkpoint(tmp_path):
+    """Claim: the first L1, in the unit of the network, tells scans that are too loud or too low."""
+    for level, names in ((0.1, set()), (10.0, {"wrong scale"}), (0.001, {"wrong scale"})):
+        assert found(write_log(tmp_path / "run", l1=[level] * 100), "wrong", "look") == names
 
 
 @pytest.mark.parametrize("name", LOGS)
