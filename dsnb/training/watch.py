@@ -61,9 +61,9 @@ class Watch:
         }  # fmt: skip
 
     def __enter__(self) -> "Watch":
+        store = _open_store(self._ranks, self._patience) if self._ranks.world > 1 else None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
-        store = _open_store(self._ranks, self._patience) if self._ranks.world > 1 else None
         for work, words in ((self._report, (store,)), (self._judge, ())):
             threading.Thread(target=work, args=words, daemon=True).start()
         return self
@@ -129,7 +129,7 @@ class Watch:
         first, last = max(places.values()), min(places.values())
         late = {rank for rank in places if places[rank] == last < first} | silent
         told = [
-            f"rank {rank} ({_words(notes[rank]) if rank in notes else 'never heard of'}"
+            f"rank {rank} ({_place(notes[rank]) if rank in notes else 'never heard of'}"
             f"{', no sign of life' if rank in silent else ''})"
             for rank in sorted(late or places)
         ]
@@ -140,7 +140,12 @@ class Watch:
 def _words(note: dict) -> str:
     """Put a note into words."""
     subjects = f" [{', '.join(note['subjects'])}]" if note["subjects"] else ""
-    return f"host {note['host']}, step {note['step']}, {note['doing']}{subjects}"
+    return f"step {note['step']}, {note['doing']}{subjects}"
+
+
+def _place(note: dict) -> str:
+    """Put a note of another rank into words."""
+    return f"host {note['host']}, {_words(note)}"
 
 
 def _open_store(ranks: Ranks, patience_s: float) -> dist.TCPStore:
