@@ -37,11 +37,11 @@ def test_speeds_leave_out_the_warm_up_and_efficiency_is_a_ratio_of_medians():
         "2x1": [entry(1, 2.0), entry(4, 1.5), entry(4, 1.0), entry(4, 1.0)],
     }
     found = {"rounds": rounds, "resume_identical": True, "gigaflop": 1.0, "cores": 2}
-    answer = scaling._results(found, Scaling(rounds=3, steps=4, parity_steps=3, batch=4))
+    answer = scaling.parallel._results(found, Scaling(rounds=3, steps=4, parity_steps=3, batch=4))
     assert answer["headline"]["ddp_efficiency"] == pytest.approx(0.5)
     assert answer["timing"]["volumes_per_second"] == pytest.approx(8)
     assert answer["headline"]["parity_error"] == pytest.approx(0.5)
-    lonely = scaling._results(found | {"cores": 1}, Scaling(parity_steps=3))
+    lonely = scaling.parallel._results(found | {"cores": 1}, Scaling(parity_steps=3))
     assert lonely["headline"]["ddp_efficiency"] is None
     assert "1 core" in lonely["tables"]["reasons"]["ddp_efficiency"]
 
@@ -49,14 +49,14 @@ def test_speeds_leave_out_the_warm_up_and_efficiency_is_a_ratio_of_medians():
 def test_a_forgetful_resume_is_noticed(root, tmp_path, monkeypatch):
     """Claim: a checkpoint that forgets the average fails the comparison, though losses agree."""
     assert scaling.resumes_identically(root, tmp_path / "good", tiny.STUDY)
-    restore = scaling.training.State.restore
+    restore = scaling.parallel.training.State.restore
 
     def forgetful(state, run, payload):
         fresh = {name: value.clone() for name, value in state.ema.state_dict().items()}
         restore(state, run, payload)
         state.ema.load_state_dict(fresh)
 
-    monkeypatch.setattr(scaling.training.State, "restore", forgetful)
+    monkeypatch.setattr(scaling.parallel.training.State, "restore", forgetful)
     assert not scaling.resumes_identically(root, tmp_path / "bad", tiny.STUDY)
 
 

@@ -30,7 +30,8 @@ class NormativeVae(nn.Module):
     """Volumes (N, 1, X, Y, Z) in 0..1.5 and latents (N, C, d, h, w); (1, 1, 1) for a flat code.
 
     `mean_volume` (X, Y, Z) is the training people's; it is a buffer and so part of every
-    checkpoint. Outside its dilated support a reconstruction is the mean volume itself.
+    checkpoint. Outside its dilated support a reconstruction is the mean volume itself (of `morph`:
+    the warped template).
     """
 
     def __init__(self, settings: Vae, mean_volume: np.ndarray):
