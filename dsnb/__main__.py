@@ -13,6 +13,7 @@ from dsnb import (
     bids,
     cohort,
     diffusion,
+    distributed,
     figures,
     latents,
     pages,
@@ -48,6 +49,8 @@ class Command:
     full: bool = False
     # For `prepare`: this share of the scans, k/n; a run without it collects them all.
     shard: str = "1/1"
+    # For `train`: go on; or keep the old run aside and start from its weights, or from nothing.
+    start: Literal["resume", "weights", "scratch"] = "resume"
     # Folder of all products; $DSNB_DATA or `data` where empty.
     data_root: str = ""
     # BIDS folder of T1w scans; the phantom where empty.
@@ -101,7 +104,7 @@ def run(command: Command) -> int:
         if model not in trained:
             fix = "say `train vae` or `train diffusion`"
             raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
-        trained[model].train(root, study)
+        trained[model].train(root, study, start=command.start)
         return 0
     expect(command, "no further word", 0)
     walk = {
@@ -149,12 +152,15 @@ def prepare(root: Path, study: Study, raw: Path | None, shard: str) -> None:
 
 
 def main() -> int:
-    """Run the command line; a refusal is one sentence and exit code 2."""
+    """Run the command line; a refusal exits with 2, a training that a signal stopped with 75."""
     try:
         return run(parse(sys.argv[1:]))
     except BadInput as refusal:
         print(f"dsnb: {refusal}", file=sys.stderr)
         return 2
+    except distributed.Stopped as stopped:
+        print(f"dsnb: {stopped}", file=sys.stderr)
+        return distributed.STOPPED
 
 
 if __name__ == "__main__":

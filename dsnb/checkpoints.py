@@ -4,13 +4,14 @@ A file is `seen-<volumes>-<digest>.pt` or `best-...`; the name vouches for the b
 torch.load accepts a flipped bit in silence.
 """
 
-import fcntl
+import errno
 import hashlib
 import io
 import os
 import pickle
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,30 +25,76 @@ from dsnb.checks import BadInput
 KEPT = {"seen": 3, "best": 1}  # checkpoints of each kind that stay
 
 
+MARKER = "requeue"  # file of a run that stopped on a signal, and saved
+PREFIXES = ("module.", "_orig_mod.")  # that DDP and torch.compile put before a weight's name
+
+
 def save(run: Path, kind: str, payload: dict) -> Path:
     """Write a checkpoint whole or not at all, read it back, then drop the oldest of its kind.
 
-    Files of the same or a later moment go, too: a resume from before them has undone them.
+    Files of the same or a later moment go, too: a resume from before them has undone them. Refuses
+    weights that are not finite (E-NONFINITE) and a disk with less than twice its size free.
     """
+    _check_finite(run, payload)
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     written = hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
-    free, needed = shutil.disk_usage(run).free, buffer.getbuffer().nbytes
-    if free < 2 * needed:
-        fix = "free space; the last checkpoint is intact"
-        raise BadInput("E-DISK", run.name, "free bytes", free, f"at least {2 * needed}", fix)
-    aside = run / f".{kind}.aside"
-    with aside.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    path = run / f"{kind}-{payload['seen']:09d}-{written}.pt"
-    aside.replace(path)
-    load(path)
-    undone = [old for old in listed(run, kind) if old.name >= path.name[:-20] and old != path]
-    for old in undone + [old for old in listed(run, kind) if old not in undone][KEPT[kind] :]:
-        old.unlink()
+    needed = buffer.getbuffer().nbytes
+    path, aside = run / f"{kind}-{payload['seen']:09d}-{written}.pt", run / f".{kind}.aside"
+    with record.writing(run, needed):
+        if shutil.disk_usage(run).free < 2 * needed:
+            raise OSError(errno.ENOSPC, "less than twice its size", str(path))
+        try:
+            with aside.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync_folder(run)
+        load(path)
+        undone = [old for old in listed(run, kind) if old.name >= path.name[:-20] and old != path]
+        others = [old for old in listed(run, kind) if old not in undone]
+        for old in undone + others[KEPT[kind] :]:
+            old.unlink()
     return path
+
+
+def _check_finite(run: Path, payload: dict) -> None:
+    """Refuse to write weights that are not finite over those that are."""
+    for part in ("model", "ema"):
+        for name, weight in payload[part].items():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                fix = "lower lr; the last checkpoint is finite and stays"
+                where = f"{part}.{name}"
+                raise BadInput("E-NONFINITE", run.name, where, "not finite", "finite", fix)
+
+
+def _sync_folder(run: Path) -> None:
+    """Make a rename outlive a power loss."""
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep(run: Path) -> None:
+    """Remove what killed saves left, and the marker that this start has answered."""
+    for left in (*run.glob(".*.aside"), *run.glob(".*.json*.[0-9]*"), run / MARKER):
+        left.unlink(missing_ok=True)
+
+
+def set_aside(run: Path) -> Path:
+    """Rename a run folder to `<name>-aside-<n>`, so that a new run starts and nothing is lost."""
+    taken = len(list(run.parent.glob(f"{run.name}-aside-*")))
+    target = run.with_name(f"{run.name}-aside-{taken + 1}")
+    with locked(run):
+        run.rename(target)
+        (target / ".lock").unlink()
+    record.say(f"{run.name}: the run there before is kept in {target.name}")
+    return target
 
 
 def listed(run: Path, kind: str = "seen") -> list[Path]:
@@ -78,7 +125,7 @@ def newest(run: Path, kind: str = "seen") -> dict | None:
             faults.append(f"{path.name}: {error}")
             record.say(f"{run.name}: damaged checkpoint {faults[-1]}; trying the one before")
     if faults:
-        fix = "restore one of them, or remove the run folder to train from the start"
+        fix = "restore one of them, or give --start scratch, which keeps them aside"
         raise BadInput("E-CHECKPOINT", run.name, "every checkpoint", faults, "a whole file", fix)
     return None
 
@@ -110,28 +157,51 @@ def identical(one: object, other: object) -> bool:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for one job; a second one is refused with the first one's name.
-
-    The kernel drops the lock when its holder dies, so no stale lock has to be guessed at.
-    """
+    """Hold the run folder for one job; a second one is refused with the first one's name."""
     path = run / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with record.writing(run):
+        file = path.open("a+")
+    with file:
+        if not record.lock(file, run.name, wait=False):
             file.seek(0)
-            fix = "wait for it or stop it"
-            raise BadInput(
-                "E-LOCKED", run.name, "its lock", file.read(), "no other job", fix
-            ) from None
+            fix = "wait for it or stop it (a dead job holds no lock)"
+            raise BadInput("E-LOCKED", run.name, "its lock", file.read(), "no other job", fix)
         file.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID", "none")
-        file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}")
+        job, since = os.environ.get("SLURM_JOB_ID", "none"), time.strftime("%F %T")
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}, "
+                   f"since {since}")  # fmt: skip
         file.flush()
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def check_whole(run: Path, payload: dict, wanted: dict) -> None:
+    """Refuse a checkpoint without a part that a resume needs, naming it."""
+    missing = sorted(set(wanted) - set(payload))
+    if missing:
+        fix = "restore a whole one, or take its weights alone with --start weights"
+        raise BadInput("E-CHECKPOINT", run.name, "its parts", f"without {missing}", "all", fix)
+
+
+def fitting(run: Path, saved: dict, known: dict) -> dict:
+    """Return saved weights under the names the model knows, without DDP's or compile's prefixes.
+
+    Refuses (E-WEIGHTS) weights that do not fit, naming them.
+    """
+    plain = {}
+    for name, weight in saved.items():
+        while name.startswith(PREFIXES):
+            name = name.split(".", 1)[1]
+        plain[name] = weight
+    fits = [key for key in known if key in plain and plain[key].shape == known[key].shape]
+    if len(fits) < len(known) or len(plain) > len(known):
+        odd = sorted({*known, *plain} - {*fits})
+        seen = f"{len(fits)} of {len(known)} fit; not {', '.join(odd[:5])}"
+        fix = "take the checkpoint of this architecture, or --start scratch"
+        raise BadInput("E-WEIGHTS", run.name, "its weights", seen, "all of the model's", fix)
+    return plain
 
 
 def check_identity(run: Path, saved: dict, identity: dict) -> None:
@@ -140,5 +210,5 @@ def check_identity(run: Path, saved: dict, identity: dict) -> None:
     keys = sorted(set(flat[0]) | set(flat[1]))
     differ = [key for key in keys if str(flat[0].get(key)) != str(flat[1].get(key))]
     if differ:
-        fix = "give back the old settings or train in another run folder"
+        fix = "give back the old settings, or give --start scratch (or weights)"
         raise BadInput("E-RESUME", run.name, "settings", differ, "those of its checkpoint", fix)

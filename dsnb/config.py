@@ -41,7 +41,9 @@ class Training:
     clip: float = 1.0  # gradient norm
     ema: float = 0.99  # decay of the exponential moving average, a step
     checkpoint_every: int = 1000  # volumes seen between checkpoints
+    checkpoint_minutes: float = 15.0  # at most between checkpoints; not every cluster warns
     validate_every: int = 500  # volumes seen between validations
+    patience_s: float = 600.0  # without any progress before a hanging job ends; under 2 hours
     seed: int = 1
 
 

@@ -5,13 +5,18 @@ One process is world size one of the same path: it has a process group, too, kep
 
 import atexit
 import hashlib
+import json
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +24,13 @@ from torch import distributed as dist
 
 from dsnb.checks import BadInput
 
-TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for rank 0 (a validation)
+# Longer than the patience of the watch, which knows more and speaks first.
+TIMEOUT = timedelta(hours=2)
+STOPPED = 75  # exit code, EX_TEMPFAIL of sysexits.h: saved, run the same command again
+
+
+class Stopped(Exception):
+    """The end of a training that heard a signal and saved; the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,30 @@ class Ranks:
         return self.rank == 0
 
 
-def _device(local_rank: int) -> torch.device:
-    """Return this rank's GPU or the CPU; more ranks than GPUs on a node are refused."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        seen, wanted = local_rank + 1, f"at most {torch.cuda.device_count()}, one a GPU"
-        raise BadInput("E-RANKS", "launch", "processes on this node", seen, wanted, "start fewer")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+def check_devices(processes: int) -> bool:
+    """Return whether GPUs are used; refuse an absent one ($DSNB_DEVICE=cuda), or too few."""
+    asked, count = os.environ.get("DSNB_DEVICE", ""), torch.cuda.device_count()
+    if asked not in ("", "cpu", "cuda"):
+        raise BadInput("E-DEVICE", "launch", "DSNB_DEVICE", asked, "cpu or cuda", "correct it")
+    if asked == "cuda" and not count:
+        fix = "ask the queue for a GPU, or unset DSNB_DEVICE"
+        raise BadInput("E-DEVICE", "launch", "DSNB_DEVICE", asked, "cpu: no GPU is here", fix)
+    if asked == "cpu" or not count:
+        return False
+    if processes > count:
+        fix = "start fewer"
+        wanted = f"at most {count}, one a GPU"
+        raise BadInput("E-RANKS", "launch", "processes on this node", processes, wanted, fix)
+    return True
+
+
+def launched() -> bool:
+    """Return whether a launcher announced ranks; refuse where it does not say where they meet."""
+    announced = "RANK" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if announced and "MASTER_ADDR" not in os.environ:
+        seen, fix = "absent", "start with `python -m dsnb.launcher`, or export it and MASTER_PORT"
+        raise BadInput("E-MASTER", "launch", "MASTER_ADDR", seen, "rank 0's host", fix)
+    return announced
 
 
 def start() -> Ranks:
@@ -55,18 +81,28 @@ def start() -> Ranks:
     A launched process keeps its group to the end: the launcher's store remembers the addresses of
     the first one, and a second one can hang on them.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = _device(local_rank)
-    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
-    opened = not dist.is_initialized()
-    if opened:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, timeout=TIMEOUT, **alone)
-        if launched:
+    local_rank, many, opened = int(os.environ.get("LOCAL_RANK", 0)), launched(), False
+    device = torch.device("cpu")
+    if check_devices(local_rank + 1):
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend, opened = ("nccl" if device.type == "cuda" else "gloo"), True
+        alone = {} if many else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT, **alone)
+        except dist.DistNetworkError as error:
+            raise busy_port(os.environ.get("MASTER_PORT", "")) from error
+        if many:
             atexit.register(dist.destroy_process_group)
-    owned = opened and not launched
+    owned = opened and not many
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, owned)
+
+
+def busy_port(port: object) -> BadInput:
+    """Return the refusal of a port on which the ranks cannot meet."""
+    fix = "give another --master-port, or end the job that holds it"
+    return BadInput("E-PORT", "launch", "MASTER_PORT", str(port), "a free port that answers", fix)
 
 
 def stop(ranks: Ranks) -> None:
@@ -75,23 +111,43 @@ def stop(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
+def end(code: int, text: str, trace: str = "", lost: bool = False) -> NoReturn:
+    """Leave this rank at once; its last line says why, and the launcher finds it, too.
+
+    Waiting for the others in a clean-up can hang a job for hours, so there is none. `lost`: this
+    rank only lost touch with another one, which knows the cause.
+    """
+    ranks = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
+    story = f"{ranks} on {socket.gethostname()}: {text}"
+    file, moment = os.environ.get("TORCHELASTIC_ERROR_FILE"), time.time()
+    if file:
+        words = {"timestamp": str(int(moment)), "moment": moment, "lost": lost}
+        words = {"message": story, "errorCode": code, "extraInfo": words}
+        words["extraInfo"]["py_callstack"] = trace + story
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": words}))
+    print(trace + story, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Hold a group for a block; an error among several ranks ends this process at once.
+    """Hold a group for a block; the error of a launched rank ends its process by `end`.
 
-    Waiting for the others in a clean-up can hang a job for hours, so there is none: the message
-    names the rank, the exit is 2 for refused input and 1 otherwise, and the launcher ends the rest.
+    The exit code is 75 after a signal and a save, 2 for refused input, and 1 otherwise.
     """
     ranks = start()
     try:
         yield ranks
     except (Exception, KeyboardInterrupt) as error:
-        if ranks.world == 1:
+        if not launched():
             raise
-        refused = isinstance(error, BadInput)
-        story = str(error) if refused else traceback.format_exc()
-        print(f"rank {ranks.rank} of {ranks.world}: {story}", file=sys.stderr, flush=True)
-        os._exit(2 if refused else 1)
+        noted = " ".join(f"({note})" for note in getattr(error, "__notes__", ()))
+        if isinstance(error, (BadInput, Stopped)):
+            end(STOPPED if isinstance(error, Stopped) else 2, f"{error} {noted}".strip())
+        text = f"{noted} {type(error).__name__}: {error}".strip()
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        end(1, text, "" if lost else traceback.format_exc(), lost)
     finally:
         stop(ranks)
 
@@ -174,3 +230,11 @@ def from_first(ranks: Ranks, make: Callable[[], object]) -> object:
     if ranks.world > 1:
         dist.broadcast_object_list(answer, src=0, device=ranks.device)
     return answer[0]
+
+
+def gathered(ranks: Ranks, value: object) -> list:
+    """Return every rank's value on every rank, in the order of the ranks."""
+    values = [value] * ranks.world
+    if ranks.world > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -11,6 +11,7 @@ from torch import nn
 from dsnb import checkpoints, record, training
 from dsnb.checks import BadInput
 from dsnb.config import Training, replace
+from dsnb.training.log import COSTS
 
 SETTINGS = Training(
     volumes=24, batch=4, lr=0.02, ema=0.9, checkpoint_every=8, validate_every=8, seed=3
@@ -23,7 +24,8 @@ class Line:
 
     def __init__(self, bad=(), stop_at=None):
         torch.manual_seed(0)
-        self.model, self.rows, self.bad, self.stop_at = nn.Linear(6, 1), 10, set(bad), stop_at
+        self.model, self.rows, self.held = nn.Linear(6, 1), 10, 10
+        self.bad, self.stop_at = set(bad), stop_at
         self.x = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
         self.y = self.x @ torch.arange(6.0)[:, None]
         self.loaded = []
@@ -40,8 +42,14 @@ class Line:
         terms = {"fit": (error**2).masked_fill(wrong, float("nan")).mean()}
         return terms | {"size": 1e-3 * (model.weight**2).sum() + 1e-3 * noise.uniform("u").mean()}
 
-    def validate(self, model):
-        return {"score": -((model(self.x) - self.y) ** 2).mean().item()}
+    def names(self, rows):
+        return [f"sub-{row:03d}" for row in rows]
+
+    def assess(self, model, rows):
+        return {"error": ((model(self.x[rows]) - self.y[rows]) ** 2)[:, 0].numpy()}
+
+    def conclude(self, found):
+        return {"score": -found["error"].mean(), "worst": found["error"].max()}
 
 
 def trained(run, task=None, settings=SETTINGS):
@@ -51,7 +59,7 @@ def trained(run, task=None, settings=SETTINGS):
 
 
 def log(run):
-    return training.read_stats(run).drop(columns="seconds")
+    return training.read_stats(run).drop(columns=list(COSTS), errors="ignore")
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 4, 5])

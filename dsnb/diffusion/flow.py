@@ -156,8 +156,10 @@ class FlowTask:
         table, z, _, statistics = latents.load(root)
         fit, held = generator_rows(table)
         self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
-        self.settings, self.device, self.rows = study.diffusion, device, len(fit)
-        self.data, self.held = (
+        self.settings, self.device = study.diffusion, device
+        self.rows, self.held = len(fit), len(held)
+        self.people = table["participant_id"].to_numpy()[fit]
+        self.data, self.held_data = (
             (self.model.project(torch.from_numpy(z[rows])).to(device),
              condition(table.iloc[rows]).to(device))
             for rows in (fit, held)
@@ -174,26 +176,42 @@ class FlowTask:
                                noise.uniform("angle"), kept.float())  # fmt: skip
         return {"velocity": error}
 
-    def validate(self, model: Flow, draws: int = 16) -> dict[str, float]:
-        """Score by minus the loss on validation people, with the same noise at every call."""
-        people, errors = np.arange(len(self.held[0])), []
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of these people."""
+        return self.people[rows].tolist()
+
+    def assess(self, model: Flow, rows: np.ndarray, draws: int = 16) -> dict[str, np.ndarray]:
+        """Return each validation person's mean error over draws, the same noise at every call."""
+        batch, errors = tuple(part[rows] for part in self.held_data), []
         for draw in range(draws):
-            start = keyed_noise(self.held[0].shape[1:], 0, people, draw, self.device, "validation")
-            share = torch.full((len(people),), (draw + 0.5) / draws, device=self.device)
+            start = keyed_noise(batch[0].shape[1:], 0, rows, draw, self.device, "validation")
+            share = torch.full((len(rows),), (draw + 0.5) / draws, device=self.device)
             kept = torch.ones_like(share)
-            errors.append(velocity_error(model, self.held, start, share, kept).item())
-        return {"score": -float(np.mean(errors))}
+            errors.append(velocity_error(model, batch, start, share, kept, "none").mean(1))
+        return {"error": torch.stack(errors).mean(0).cpu().numpy()}
+
+    def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
+        """Score by minus the mean error over validation people."""
+        return {"score": -float(found["error"].mean())}
 
 
 def velocity_error(
-    model: Flow, batch: tuple, start: torch.Tensor, share: torch.Tensor, kept: torch.Tensor
+    model: Flow,
+    batch: tuple,
+    start: torch.Tensor,
+    share: torch.Tensor,
+    kept: torch.Tensor,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    """Return the mean squared error of dy/da at `share` (B,) of the quarter circle, fp32."""
+    """Return the squared error of dy/da at `share` (B,) of the quarter circle, fp32.
+
+    Its mean, or (B, K) for the reduction `none`.
+    """
     data, conditions = batch
     angle = share * torch.pi / 2
     sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
     found = model(sine * data + cosine * start, angle, conditions, kept).float()
-    return functional.mse_loss(found, cosine * data - sine * start)
+    return functional.mse_loss(found, cosine * data - sine * start, reduction=reduction)
 
 
 def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +228,7 @@ def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([fit, ds]), np.concatenate([held, held_ds])
 
 
-def train(root: Path, study: Study) -> None:
+def train(root: Path, study: Study, start: str = "resume") -> None:
     """Train the flow on euploid `fit` and DS `generator-fit` latents as product runs/diffusion."""
 
     def build(device: torch.device) -> tuple[FlowTask, Training]:
@@ -220,7 +238,7 @@ def train(root: Path, study: Study) -> None:
     for name in ("steps", "guidance", "synthetic"):  # of the sampler: no reason to train again
         settings.pop(name)
     parents, run, verb = ("latents", "runs/vae"), "runs/diffusion", "train diffusion"
-    training.train_product(root, run, verb, settings, parents, CODE, build)
+    training.train_product(root, run, verb, settings, parents, CODE, build, start)
 
 
 def load(root: Path) -> tuple[Flow, dict]:

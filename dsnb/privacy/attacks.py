@@ -76,6 +76,7 @@ def overfit(root: Path, study: Study) -> tuple[float, int]:
     half = settings.overfit_people // 2
     chosen = np.concatenate([shuffled[~ds[shuffled]][:half], shuffled[ds[shuffled]][:half]])
     task.data, task.rows = tuple(part[chosen] for part in task.data), len(chosen)
+    task.people = task.people[chosen]
     volumes = settings.overfit_volumes
     plan = replace(study.diffusion.training, volumes=volumes, validate_every=volumes)
     with tempfile.TemporaryDirectory() as folder:

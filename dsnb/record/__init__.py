@@ -4,12 +4,14 @@ from dsnb.record.files import (
     HOME,
     code_digest,
     digest,
+    lock,
     plain,
     progress,
     provenance,
     say,
     write_json,
     write_text,
+    writing,
 )  # fmt: skip
 from dsnb.record.ledger import add_row, find_row, is_stale, ledger_rows, row_key
 from dsnb.record.products import Product, begin, require
@@ -25,7 +27,7 @@ from dsnb.record.results import (
 
 __all__ = [
     "HEADLINE", "HOME", "Product", "STAGES", "add_row", "begin", "code_digest", "digest",
-    "find_root", "find_row", "is_stale", "ledger_rows", "open_root", "plain", "progress",
+    "find_root", "find_row", "is_stale", "ledger_rows", "lock", "open_root", "plain", "progress",
     "provenance", "read_mark", "read_results", "require", "row_key", "say", "write_json",
-    "write_results", "write_text",
+    "write_results", "write_text", "writing",
 ]  # fmt: skip

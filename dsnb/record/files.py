@@ -1,20 +1,27 @@
 """Digests, provenance, whole-or-not writing, and progress lines."""
 
 import ast
+import errno
+import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+
+from dsnb.checks import BadInput
 
 HOME = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "scikit-learn", "SimpleITK")
@@ -60,6 +67,42 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(plain(value), indent=1) + "\n")
+
+
+@contextmanager
+def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Refuse in one sentence what the file system refuses: E-DISK when full, else E-FOLDER."""
+    try:
+        yield
+    except OSError as error:
+        name, full = folder.name, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not folder.is_dir():
+            fix = "bring its file system back, then run the same command again"
+            raise BadInput("E-FOLDER", name, "this folder", "gone", "a folder", fix) from error
+        if error.errno not in full:
+            where = Path(error.filename).name if error.filename else "a file"
+            fix = "give a data root on a file system that can be written"
+            raise BadInput("E-FOLDER", name, where, error.strerror, "writable", fix) from error
+        free = shutil.disk_usage(folder).free
+        wanted = f"at least {2 * needed}" if needed else "more"
+        fix = f"free space or raise the quota ({error.strerror}); what was written before is intact"
+        raise BadInput("E-DISK", name, "free bytes", free, wanted, fix) from error
+
+
+def lock(file: IO, where: str, wait: bool = True) -> bool:
+    """Lock an open file; False where another holds it; E-LOCK where the file system has no locks.
+
+    The kernel drops the lock when its holder dies, so no stale lock has to be guessed at.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        fix = "give a data root on one that has them (Lustre: mounted with -o flock)"
+        seen, wanted = error.strerror, "a file system with file locks"
+        raise BadInput("E-LOCK", where, "its lock", seen, wanted, fix) from error
+    return True
 
 
 def plain(value: object) -> object:

@@ -4,13 +4,22 @@
 damaged.
 """
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
 
 from dsnb.checks import BadInput
-from dsnb.record.files import code_digest, digest, plain, provenance, say, write_json, write_text
+from dsnb.record.files import (
+    code_digest,
+    digest,
+    lock,
+    plain,
+    provenance,
+    say,
+    write_json,
+    write_text,
+    writing,
+)
 
 # Which stage (and verb) makes a product: what a missing one is answered with.
 MADE_BY = {
@@ -111,9 +120,11 @@ def begin(
         "parents": keys,
         "code": code_digest(*code),
     }
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".begin").open("w") as file:  # shards begin one product at the same moment
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".begin").open("w")
+    with file, writing(root):  # shards begin one product at the same moment
+        lock(file, root.name)
         return _open(Product(root, name, note), root)
 
 
@@ -135,12 +146,26 @@ def _open(product: Product, root: Path) -> Product:
     elif begun.is_file() and begun.read_text() == product.key:
         say(f"{verb}: an unfinished {name} goes on")
         return product
-    elif folder.is_dir() and not begun.is_file() and any(folder.iterdir()):
+    elif begun.is_file():
+        say(f"{verb}: the unfinished {name} has other settings, parents or code; making it again")
+    elif folder.is_dir() and any(folder.iterdir()):
         raise BadInput(
             "E-FOREIGN", name, "this folder", "files that dsnb did not write", "an empty folder",
             "move them away or give another data root",
         )  # fmt: skip
+    _check_idle(folder, name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_text(begun, product.key)
     return product
+
+
+def _check_idle(folder: Path, name: str) -> None:
+    """Refuse (E-LOCKED) to clear a folder whose `.lock` a training holds."""
+    path = folder / ".lock"
+    if path.is_file():
+        with path.open("a+") as file:
+            if not lock(file, name, wait=False):
+                file.seek(0)
+                fix = "wait for it or stop it"
+                raise BadInput("E-LOCKED", name, "its lock", file.read(), "no other job", fix)

@@ -1,0 +1,243 @@
+"""The training loop: one for VAE and diffusion, for one rank and many, whole or resumed."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dsnb import checkpoints, distributed, record
+from dsnb.checks import BadInput
+from dsnb.config import Training, as_plain
+from dsnb.distributed import Ranks, Stopped
+from dsnb.training import log
+from dsnb.training.state import State, Task, step
+from dsnb.training.watch import Watch
+
+PATIENCE = 5  # steps in a row without a finite gradient before the training stops
+KEEPING = ("patience_s", "checkpoint_minutes")  # settings that change no number
+
+
+def train(
+    run: Path, task: Task, settings: Training, identity: dict, weights: dict | None = None
+) -> dict:
+    """Train `task` for `settings.volumes` volumes in the run folder, or go on where it stopped.
+
+    `weights`: a checkpoint's payload whose weights a new training starts from. Returns step, seen,
+    skipped, best score and seconds of this call. Refuses a global batch that does not divide, ranks
+    that differ, a locked folder, another identity, and five steps in a row that diverged. USR1 and
+    TERM save a checkpoint and raise `Stopped`.
+    """
+    with (
+        distributed.joined() as ranks,
+        Watch(task.names, ranks, settings.patience_s) as watch,
+        checkpoints.locked(run) if ranks.first else nullcontext(),
+    ):
+        return _train(run, task, settings, identity, ranks, watch, weights)
+
+
+def _train(
+    run: Path, task: Task, settings: Training, identity: dict, ranks: Ranks, watch: Watch,
+    weights: dict | None,
+) -> dict:  # fmt: skip
+    _check_ranks(task, settings, identity, ranks)
+    began = time.perf_counter()
+    state = State(task, settings, record.plain(identity), ranks)
+    saved = distributed.from_first(ranks, lambda: checkpoints.newest(run))
+    if saved:
+        state.restore(run, saved)
+    elif weights:
+        state.take_weights(run, weights)
+    counts, keeper = state.counts, _Keeper(run, state, settings)
+    if ranks.first:
+        _begin(run, settings, identity, counts["seen"], ranks)
+    while counts["seen"] < settings.volumes:
+        started = time.perf_counter()
+        rows = distributed.ordered_rows(task.rows, settings.seed, counts["seen"], settings.batch)
+        entry = step(state, task, rows, ranks, watch)
+        entry["seconds"] = time.perf_counter() - started
+        if counts["in_a_row"] >= PATIENCE:
+            raise _diverged(run, task.names(rows))
+        if _due(counts["seen"], settings.validate_every, settings):
+            entry |= _assess(state, task, ranks, watch, run)
+        if ranks.first:
+            watch.note("writing")
+            log.append(run, entry | keeper.cost())
+            if _due(counts["seen"], settings.checkpoint_every, settings) or keeper.late():
+                keeper.save()
+            record.progress(f"train {run.name}", counts["seen"], settings.volumes)
+        if state.stopping and counts["seen"] < settings.volumes:
+            distributed.from_first(ranks, lambda: keeper.leave(watch.signal))
+            raise Stopped(f"{run.name}: stopped and saved after {counts['seen']} volumes")
+    seconds = time.perf_counter() - began
+    return {k: counts[k] for k in ("step", "seen", "skipped")} | {
+        "best": state.best,
+        "seconds": seconds,
+    }
+
+
+def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -> None:
+    """Refuse ranks that differ before the first step, and say how the batch is shared."""
+    micro = distributed.shares(settings.batch, ranks.world, settings.accumulate)
+    limit = distributed.TIMEOUT.total_seconds()
+    if settings.patience_s >= limit:
+        wanted, fix = f"under {limit:.0f} s, when collectives end", "lower it"
+        raise BadInput("E-PATIENCE", "settings", "patience_s", settings.patience_s, wanted, fix)
+    settled = record.digest(record.plain([identity, as_plain(settings)]))
+    mine = {"training samples": task.rows, "validation samples": task.held, "settings": settled}
+    everyone = distributed.gathered(ranks, mine)
+    for name in mine:
+        seen = [other[name] for other in everyone]
+        if len(set(seen)) > 1:
+            seen = {f"rank {rank}": value for rank, value in enumerate(seen)}
+            fix = "give every rank the same data and settings"
+            raise BadInput("E-UNEQUAL", "ranks", name, seen, "the same on every rank", fix)
+    if ranks.first:
+        record.say(
+            f"global batch {settings.batch} = {ranks.world} ranks x {settings.accumulate} "
+            f"micro-batches x {micro}"
+        )
+
+
+def _begin(run: Path, settings: Training, identity: dict, seen: int, ranks: Ranks) -> None:
+    """Clear what a stop left, cut the log back to the checkpoint, and say where this goes on."""
+    with record.writing(run):
+        record.write_json(run / "config.json", {"training": as_plain(settings), **identity})
+        checkpoints.sweep(run)
+        lost = log.rewind(run, seen)
+    if seen or lost:
+        text = f"{run.name}: goes on after {seen} of {settings.volumes} volumes"
+        record.say(text + (f"; {lost} later ones are trained again" if lost else ""))
+
+
+def _diverged(run: Path, names: list[str]) -> BadInput:
+    """Return the refusal to go on, with the subjects and the checkpoint that is finite."""
+    finite = [path.name for path in checkpoints.listed(run)[:1]] or ["none was written yet"]
+    fix = f"look at {', '.join(names)}, or lower lr; the last finite checkpoint: {finite[0]}"
+    seen = f"not finite {PATIENCE} times in a row"
+    return BadInput("E-DIVERGED", run.name, "the gradient", seen, "finite numbers", fix)
+
+
+def _due(seen: int, every: int, settings: Training) -> bool:
+    """Return whether a multiple of `every` volumes was just passed, or the end reached."""
+    return seen // every > (seen - settings.batch) // every or seen >= settings.volumes
+
+
+def _assess(state: State, task: Task, ranks: Ranks, watch: Watch, run: Path) -> dict[str, float]:
+    """Validate the averaged model, a share on each rank, and keep it if it is the best so far."""
+    began = time.perf_counter()
+    watch.note("validating")
+    mine = np.array_split(np.arange(task.held), ranks.world)[ranks.rank]
+    with torch.no_grad():
+        found = task.assess(state.ema, mine) if len(mine) else {}
+    watch.note("waiting for the others' validation")
+    parts = [part for part in distributed.gathered(ranks, found) if part]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    numbers = {name: float(value) for name, value in task.conclude(whole).items()}
+    if numbers["score"] > state.best:
+        state.best = numbers["score"]
+        if ranks.first:
+            watch.note("saving")
+            checkpoints.save(run, "best", state.payload())
+    return numbers | {"validate_s": time.perf_counter() - began}
+
+
+@dataclass
+class _Keeper:
+    """Saves checkpoints on rank 0; knows when the last one was, and what it cost."""
+
+    run: Path
+    state: State
+    settings: Training
+    seen: int = field(init=False)  # volumes seen that are safe
+    seconds: float = 0.0  # of the last save
+    told: bool = True  # whether the log has them
+
+    def __post_init__(self):
+        self.seen, self.when = self.state.counts["seen"], time.monotonic()
+
+    def late(self) -> bool:
+        """Return whether the last checkpoint is too old; clusters do not always warn."""
+        return time.monotonic() - self.when > 60 * self.settings.checkpoint_minutes
+
+    def save(self) -> None:
+        """Save, and time it; the first time, compare it with the launcher's patience."""
+        began, grace = time.monotonic(), float(os.environ.get("DSNB_SHUTDOWN_S", "inf"))
+        checkpoints.save(self.run, "seen", self.state.payload())
+        first = not self.seconds
+        self.seen, self.when = self.state.counts["seen"], time.monotonic()
+        self.seconds, self.told = self.when - began, False
+        if first and 2 * self.seconds > grace:
+            record.say(f"a save takes {self.seconds:.0f} s: raise --shutdown-timeout={grace:.0f}")
+
+    def cost(self) -> dict[str, float]:
+        """Return `save_s`, the seconds of the save before this step, once."""
+        told, self.told = self.told, True
+        return {} if told else {"save_s": self.seconds}
+
+    def leave(self, name: str) -> None:
+        """Save on a signal, and leave a marker for whoever starts the next job."""
+        counts = self.state.counts
+        lost = counts["seen"] - self.seen
+        if lost:
+            said = f"{name or 'a signal on another rank'}: saving after step {counts['step']}"
+            record.say(f"{said}; {lost} volumes would be lost if this save is cut")
+            self.save()
+        marker = {"step": counts["step"], "seen": counts["seen"], "save_s": self.seconds}
+        with record.writing(self.run):
+            record.write_json(self.run / checkpoints.MARKER, marker)
+
+
+def train_product(
+    root: Path,
+    name: str,
+    verb: str,
+    settings: dict,
+    parents: tuple[str, ...],
+    code: tuple[str, ...],
+    build: Callable[[torch.device], tuple[Task, Training]],
+    start: str = "resume",
+) -> None:
+    """Train the product `name` unless it is current; `build` makes the task once it is needed.
+
+    Rank 0 alone asks, and clears, the product folder; all then follow its answer. `start` is
+    `resume`, `weights` (of the run there, as the start of a new one) or `scratch`; both keep the
+    old run beside the new one. Other settings than those of an unfinished run are refused.
+    """
+    plan = {k: v for k, v in settings.get("training", {}).items() if k not in KEEPING}
+    settings = settings | ({"training": plan} if plan else {})
+    with distributed.joined() as ranks:
+        product = None
+
+        def begin() -> tuple[bool, dict, dict | None]:
+            nonlocal product
+            weights = _make_room(root / name, settings, start)
+            product = record.begin(root, name, verb, settings, parents, code)
+            return product.done, product.note, weights
+
+        done, note, weights = distributed.from_first(ranks, begin)
+        if done:
+            return
+        train(root / name, *build(ranks.device), note, weights)
+        if ranks.first:
+            product.finish()
+
+
+def _make_room(run: Path, settings: dict, start: str) -> dict | None:
+    """Set an old run aside where a new start is asked for; return the weights it starts from."""
+    if start != "resume" and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        record.say(f"{run.name}: requeued, so it goes on in spite of --start {start}")
+        start = "resume"
+    if start == "resume":
+        if checkpoints.listed(run) and not (run / "product.json").is_file():
+            old = checkpoints.newest(run)["identity"].get("settings", {})
+            checkpoints.check_identity(run, {"settings": old}, {"settings": record.plain(settings)})
+        return None
+    weights = checkpoints.require(run, "seen") if start == "weights" else None
+    if run.is_dir():
+        checkpoints.set_aside(run)
+    return weights
