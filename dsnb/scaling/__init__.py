@@ -1,17 +1,26 @@
-"""Benchmarks: networks against CPU time, and data-parallel training."""
+"""Benchmarks: networks against CPU time, calculated costs, and data-parallel training."""
 
 from dsnb.scaling.cost import bench_cost, calculate, measure
-from dsnb.scaling.parallel import CODE, bench, gigaflop, race, resumes_identically
+from dsnb.scaling.parallel import (
+    CODE,
+    bench,
+    gigaflop,
+    race,
+    resumes_identically,
+    weight_gaps,
+)
 from dsnb.scaling.speed import bench_speed
+from dsnb.scaling.tables import (
+    MEASURES,
+    ablation_table,
+    cost_check,
+    cost_table,
+    read_speed,
+    tell_ablations,
+)
 
 __all__ = [
-    "CODE",
-    "bench",
-    "bench_cost",
-    "bench_speed",
-    "calculate",
-    "gigaflop",
-    "measure",
-    "race",
-    "resumes_identically",
-]
+    "CODE", "MEASURES", "ablation_table", "bench", "bench_cost", "bench_speed", "calculate",
+    "cost_check", "cost_table", "gigaflop", "measure", "race", "read_speed",
+    "resumes_identically", "tell_ablations", "weight_gaps",
+]  # fmt: skip

@@ -7,12 +7,13 @@ what a fresh process measured, where this machine can.
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import warnings
 import weakref
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,7 +188,9 @@ def measure(study: Study, network: str, recompute: bool, volumes: int) -> dict:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    """Return the peak memory (MiB) since this program began; `ru_maxrss` starts at its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def _measure_here(study: Study, network: str, recompute: bool, volumes: int) -> None:
@@ -202,7 +205,7 @@ def _measure_here(study: Study, network: str, recompute: bool, volumes: int) -> 
             before = _peak_mib()
             for first in range(2):
                 training.step(state, task, np.arange(volumes) + first, ranks)
-        print(json.dumps({"measured_mib": _peak_mib() - before}))
+        sys.stdout.write(json.dumps({"measured_mib": _peak_mib() - before}))
 
 
 def bench_cost() -> None:
