@@ -142,12 +142,13 @@ def joined() -> Iterator[Ranks]:
     except (Exception, KeyboardInterrupt) as error:
         if not launched():
             raise
-        noted = " ".join(f"({note})" for note in getattr(error, "__notes__", ()))
         if isinstance(error, (BadInput, Stopped)):
-            end(STOPPED if isinstance(error, Stopped) else 2, f"{error} {noted}".strip())
-        text = f"{noted} {type(error).__name__}: {error}".strip()
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        end(1, text, "" if lost else traceback.format_exc(), lost)
+            end(STOPPED if isinstance(error, Stopped) else 2, str(error))
+        noted = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            told = str(error).splitlines()[0].split(". ")[0]
+            end(1, f"{noted}lost touch with another rank, which knows why ({told})", lost=True)
+        end(1, f"{noted}{type(error).__name__}: {error}", traceback.format_exc())
     finally:
         stop(ranks)
 

@@ -60,12 +60,16 @@ def check(arguments: Namespace) -> None:
 def launch(arguments: Namespace) -> tuple[int, str]:
     """Run the ranks to their end; return the exit code and the last line, empty if all is well."""
     os.environ["DSNB_SHUTDOWN_S"] = str(arguments.shutdown_timeout)
+    # A store whose host is gone fills pages with C++ frames, and the cause drowns in them.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with tempfile.TemporaryDirectory(prefix="dsnb-") as folder:
         arguments.log_dir = arguments.log_dir or folder
         try:
             torchrun.run(arguments)
         except ChildFailedError as error:
-            return _last([_story(arguments.log_dir, *entry) for entry in error.failures.items()])
+            stories = [_story(arguments.log_dir, *entry) for entry in error.failures.items()]
+            words = _written(arguments.log_dir, "*", "error.json")  # of those that ended later, too
+            return _last(stories + [_told(word["message"]) for word in words])
         except SignalException as error:
             name = signal.Signals(error.sigval).name
             words = _written(arguments.log_dir, "*", "error.json")
@@ -90,7 +94,7 @@ def _written(folder: str, local_rank: object, name: str) -> list[dict]:
 def _told(message: dict) -> tuple:
     """Rank a rank's own last words: a cause, a stop, or a mere loss of touch with the cause."""
     extra, code = message["extraInfo"], message.get("errorCode", 1)
-    place = 3 if extra.get("lost") else 2 if code == distributed.STOPPED else 1
+    place = 3 if extra.get("lost") else 1 if code == distributed.STOPPED else 0
     return place, extra.get("moment", float(extra["timestamp"])), code, message["message"]
 
 
@@ -112,8 +116,8 @@ def _story(folder: str, rank: int, failure: ProcessFailure) -> tuple:
         text = f"rank {rank} was killed by signal {-failure.exitcode}"
         text += ", probably out of memory" if failure.exitcode == -signal.SIGKILL else ""
     code = failure.exitcode if failure.exitcode in (2, distributed.STOPPED) else 1
-    # A killed rank comes before those that lost touch with it; TERM is what torchrun sends others.
-    place = 4 if failure.exitcode == -signal.SIGTERM else 0 if failure.exitcode < 0 else 1
+    # A killed rank explains those that lost touch with it; torchrun, too, kills who will not end.
+    place = 4 if failure.exitcode == -signal.SIGTERM else 2 if failure.exitcode < 0 else 0
     return place, float(failure.timestamp), code, f"{text}; {last}"
 
 

@@ -1,5 +1,6 @@
 # One function for both training jobs: run until done or until Slurm warns of the wall time.
 # A bash trap waits for a foreground child, hence `&` and `wait`; see README.md.
+# A training that heard a signal and saved ends with 75 and leaves the file `requeue` in its folder.
 
 newest_checkpoint() { # RUN: name of the newest checkpoint, empty where there is none
     find "$1" -maxdepth 1 -name 'seen-*.pt' -printf '%f\n' 2>/dev/null | sort | tail -n 1
@@ -17,11 +18,12 @@ until_walltime() { # RUN COMMAND...: exit code of the command, or 0 after a requ
         wait "$child" || code=$?
     done
     trap - USR1
-    if [ -f "$run/product.json" ] || [ "$warned" = 0 ]; then
+    if [ -f "$run/product.json" ] || { [ "$warned" = 0 ] && [ "$code" != 75 ]; }; then
         rm -f "$note"
         return "$code"
     fi
-    # torchrun exits 1 after a warning, too, so files decide: requeue only if the run moved on.
+    [ -f "$run/requeue" ] || echo "warned, but cut before it had saved: the last checkpoint counts" >&2
+    # Files decide, since a cut save ends with any code: requeue only if the run moved on.
     last=$(newest_checkpoint "$run")
     if [ -z "$last" ] || [ "$last" = "$(cat "$note" 2>/dev/null)" ]; then
         echo "no new checkpoint since the last start: lengthen --time or lower checkpoint_every" >&2

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import IDENTITY, SETTINGS, Line, log, trained
 from torch import distributed as dist
+from toy import IDENTITY, SETTINGS, Line, log, trained
 
 from dsnb import checkpoints, distributed, record, training
 from dsnb.checks import BadInput
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 WORKER = """
 import sys, pathlib
 sys.path[:0] = sys.argv[2:4]
-from test_training import IDENTITY, SETTINGS, Line
+from toy import IDENTITY, SETTINGS, Line
 from dsnb import distributed, training
 from dsnb.config import replace
 run = pathlib.Path(sys.argv[1])

@@ -24,7 +24,7 @@ from dsnb.checks import BadInput
 from dsnb.config import Diffusion, Study, Training
 from dsnb.distributed import Noise, keyed_noise
 
-CODE = ("diffusion", "training", "checkpoints", "distributed", "dataset", "latents")
+CODE = ("diffusion", "training/state", "distributed", "dataset", "latents")
 CONDITIONS = ("DS", "stage", "age_decades", "sex")
 PREDICTION = "velocity"  # of the angle; part of the checkpoint's state, refused when another
 FEWEST_DS = 4  # below this the group is a constant

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dsnb import checkpoints, distributed, record
@@ -15,7 +14,7 @@ from dsnb.checks import BadInput
 from dsnb.config import Training, as_plain
 from dsnb.distributed import Ranks, Stopped
 from dsnb.training import log
-from dsnb.training.state import State, Task, step
+from dsnb.training.state import State, Task, assess, step
 from dsnb.training.watch import Watch
 
 PATIENCE = 5  # steps in a row without a finite gradient before the training stops
@@ -63,7 +62,11 @@ def _train(
         if counts["in_a_row"] >= PATIENCE:
             raise _diverged(run, task.names(rows))
         if _due(counts["seen"], settings.validate_every, settings):
-            entry |= _assess(state, task, ranks, watch, run)
+            found, better = assess(state, task, ranks, watch)
+            entry |= found
+            if better and ranks.first:
+                watch.note("saving")
+                checkpoints.save(run, "best", state.payload())
         if ranks.first:
             watch.note("writing")
             log.append(run, entry | keeper.cost())
@@ -125,25 +128,6 @@ def _diverged(run: Path, names: list[str]) -> BadInput:
 def _due(seen: int, every: int, settings: Training) -> bool:
     """Return whether a multiple of `every` volumes was just passed, or the end reached."""
     return seen // every > (seen - settings.batch) // every or seen >= settings.volumes
-
-
-def _assess(state: State, task: Task, ranks: Ranks, watch: Watch, run: Path) -> dict[str, float]:
-    """Validate the averaged model, a share on each rank, and keep it if it is the best so far."""
-    began = time.perf_counter()
-    watch.note("validating")
-    mine = np.array_split(np.arange(task.held), ranks.world)[ranks.rank]
-    with torch.no_grad():
-        found = task.assess(state.ema, mine) if len(mine) else {}
-    watch.note("waiting for the others' validation")
-    parts = [part for part in distributed.gathered(ranks, found) if part]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    numbers = {name: float(value) for name, value in task.conclude(whole).items()}
-    if numbers["score"] > state.best:
-        state.best = numbers["score"]
-        if ranks.first:
-            watch.note("saving")
-            checkpoints.save(run, "best", state.payload())
-    return numbers | {"validate_s": time.perf_counter() - began}
 
 
 @dataclass

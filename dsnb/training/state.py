@@ -6,6 +6,7 @@ no generator state, and neither a restart nor the number of ranks changes a numb
 
 import copy
 import math
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -196,3 +197,24 @@ def step(
     else:
         entry |= {"loss": sum(means), **dict(zip(sums, means)), "grad_norm": norm}
     return entry | clock.seconds() | {"peak_mib": peak_mib(ranks.device)}
+
+
+@torch.no_grad()
+def assess(
+    state: State, task: Task, ranks: Ranks, watch: Watch | None = None
+) -> tuple[dict[str, float], bool]:
+    """Validate the averaged model, a share on each rank; return numbers, and whether it is best.
+
+    Values are gathered in the order of the samples, so the score knows no number of ranks.
+    """
+    began, watch = time.perf_counter(), watch or Watch()
+    watch.note("validating")
+    mine = np.array_split(np.arange(task.held), ranks.world)[ranks.rank]
+    found = task.assess(state.ema, mine) if len(mine) else {}
+    watch.note("waiting for the others' validation")
+    parts = [part for part in distributed.gathered(ranks, found) if part]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    numbers = {name: float(value) for name, value in task.conclude(whole).items()}
+    better = numbers["score"] > state.best
+    state.best = max(state.best, numbers["score"])
+    return numbers | {"validate_s": time.perf_counter() - began}, better

@@ -22,6 +22,7 @@ from dsnb.distributed import Ranks
 from dsnb.training.clock import host_peak_mib
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+STARTING_S = 60.0  # at least, up to the end of the first step: a busy machine imports slowly
 SHOWN = 8  # subjects that a message names
 
 
@@ -61,9 +62,9 @@ class Watch:
         }  # fmt: skip
 
     def __enter__(self) -> "Watch":
+        store = _open_store(self._ranks, self._patience) if self._ranks.world > 1 else None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
-        store = _open_store(self._ranks, self._patience) if self._ranks.world > 1 else None
         for work, words in ((self._report, (store,)), (self._judge, ())):
             threading.Thread(target=work, args=words, daemon=True).start()
         return self
@@ -112,7 +113,8 @@ class Watch:
             if places != known:
                 known, moved = places, time.monotonic()
             quiet = time.monotonic() - moved
-            if quiet < self._patience or self._over.is_set():
+            starting = min(places.values())[0] < 2
+            if quiet < max(self._patience, STARTING_S * starting) or self._over.is_set():
                 continue
             if self._ranks.world > 1:
                 distributed.end(1, self._verdict(notes, places, quiet))
@@ -129,7 +131,7 @@ class Watch:
         first, last = max(places.values()), min(places.values())
         late = {rank for rank in places if places[rank] == last < first} | silent
         told = [
-            f"rank {rank} ({_words(notes[rank]) if rank in notes else 'never heard of'}"
+            f"rank {rank} ({_place(notes[rank]) if rank in notes else 'never heard of'}"
             f"{', no sign of life' if rank in silent else ''})"
             for rank in sorted(late or places)
         ]
@@ -140,7 +142,12 @@ class Watch:
 def _words(note: dict) -> str:
     """Put a note into words."""
     subjects = f" [{', '.join(note['subjects'])}]" if note["subjects"] else ""
-    return f"host {note['host']}, step {note['step']}, {note['doing']}{subjects}"
+    return f"step {note['step']}, {note['doing']}{subjects}"
+
+
+def _place(note: dict) -> str:
+    """Put a note of another rank into words."""
+    return f"host {note['host']}, {_words(note)}"
 
 
 def _open_store(ranks: Ranks, patience_s: float) -> dist.TCPStore:
