@@ -10,11 +10,16 @@ RAW ?=
 # $DSNB_DATA where it is set; else data/ for the small phantom study, and a folder of its own for any other.
 COHORT := $(if $(RAW),-$(notdir $(patsubst %/,%,$(RAW))))
 DATA ?= $(or $(DSNB_DATA),data$(if $(filter-out small,$(PRESET))$(RAW),-$(PRESET)$(COHORT)))
+PHANTOM ?= data$(if $(filter-out small,$(PRESET)),-$(PRESET))
 RUN := $(VENV)/bin/python -m
+# Seconds are CPU time on one thread. The phantom's data root first, then the real cohort's.
+LEDGER := OMP_NUM_THREADS=1 $(RUN) dsnb
+WHERE := --preset "$(PRESET)" --data-root "$(if $(RAW),$(PHANTOM),$(DATA))"
+WHERE_REAL := --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
 # Two at a time, one thread each: threads of several processes on two cores spin against each other.
 TEST := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist loadscope
 
-.PHONY: help study test test-all book verify lint clean
+.PHONY: help study ablations test test-all book verify lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +33,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 study: $(VENV)/.installed  ## run the ten stages, build the book (PRESET=small|smoke RAW=BIDS folder)
 	@$(RUN) dsnb study --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
+
+ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (hours; resumable)
+	@$(LEDGER) bench speed $(WHERE)
+	@$(LEDGER) bench cost $(WHERE)
+	@$(LEDGER) search ablations $(WHERE)
+	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
+	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
 
 test: $(VENV)/.installed  ## the quick tests
 	@$(TEST) -m "not fault and not cluster and not browser"

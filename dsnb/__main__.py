@@ -33,6 +33,7 @@ VERBS = (
     "search", "bench", "study", "verify",
 )  # fmt: skip
 RELEASE_REFUSED = 3
+LEDGERS = (("bench", "speed"), ("bench", "cost"), ("search", "ablations"))  # hours; resumable
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Command:
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
     # `train`: vae or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
+    # `bench`: none, speed or cost. `search`: none or ablations.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -113,6 +115,9 @@ def run(command: Command) -> int:
             raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
         trained[model].train(root, study, start=command.start)
         return 0
+    if command.words and (verb, *command.words) in LEDGERS:
+        fill_ledger(root, study, command.words[0])
+        return 0
     expect(command, "no further word", 0)
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
@@ -126,6 +131,16 @@ def run(command: Command) -> int:
     }
     walk[verb]()
     return 0
+
+
+def fill_ledger(root: Path, study: Study, word: str) -> None:
+    """Run what no study repeats; what the ledger has already is not run again."""
+    if word == "cost":
+        scaling.bench_cost()
+    elif word == "speed":
+        scaling.bench_speed(root, study.grid)
+    else:
+        search.ablate(root, study)
 
 
 def expect(command: Command, what: str, count: int) -> tuple[str, ...]:

@@ -116,3 +116,31 @@ def test_curves_keep_their_values_and_intervals():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), table["left"])
     edges = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert edges.min() == 0.7 and edges.max() == 1.1
+
+
+def test_speed_labels_are_apart_and_every_curve_is_named_at_its_end():
+    """Would fall: that curves and levels that end close together can be told apart by name."""
+    rows = [(name, s, db, db - 0.1, db + 0.2) for name, db in (("a", 20.0), ("b", 20.01))
+            for s in (1, 10)]  # fmt: skip
+    curves = pd.DataFrame(rows, columns=["entrant", "cpu_s", "mean", "low", "high"])
+    axes = figures.plot_speed(curves, {"pca": 20.02, "floor": 30.0}, {"a": "first"}).axes[0]
+    words = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert set(words) == {"first (20.0)", "b (20.0)", "pca (20.0)", "floor (30.0)"}
+    places = sorted(words.values())
+    assert min(np.diff(places)) >= 10 / 22 and axes.get_xscale() == "log"
+    assert list(words) == sorted(words, key=words.get), "labels keep the order of their curves"
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (19.9, 20.2)
+
+
+def test_dots_show_mean_and_sd_and_what_would_be_perfect():
+    """Would fall: that an ablation's dot is its mean, its bar the SD, and one seed has no bar."""
+    table = pd.DataFrame({"kept": [0.5, 0.9], "kept_sd": [0.1, np.nan]}, index=["lean", "flat"])
+    axes = figures.plot_dots(table, {"kept": "effect kept"}, {"kept": 1.0}).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.5, 0.9] and list(axes.lines[-1].get_xdata()) == [
+        1,
+        1,
+    ]
+    bars = np.array(axes.collections[0].get_segments())[:, :, 0]
+    np.testing.assert_allclose(bars, [[0.4, 0.6], [0.9, 0.9]])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["lean", "flat"]

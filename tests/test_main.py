@@ -46,6 +46,8 @@ def test_check_prints_and_keeps_one_report(age, code, tmp_path, capsys):
         (["train"], "E-WORDS"),
         (["train", "gan"], "E-MODEL"),
         (["encode", "everything"], "E-WORDS"),
+        (["bench", "everything"], "E-WORDS"),
+        (["search", "speed"], "E-WORDS"),
     ],
 )
 def test_wrong_words_are_refused(words, code, tmp_path):
@@ -73,3 +75,18 @@ def test_import_without_a_layout_takes_the_folder_in(tmp_path):
     assert record.require(root, "cohort")
     with pytest.raises(BadInput, match="E-WORDS"):
         run("prepare", "everything", *words)
+
+
+@pytest.mark.parametrize("words", [("bench", "speed"), ("bench", "cost"), ("search", "ablations")])
+def test_a_word_fills_the_ledger_and_none_runs_the_stage(words, tmp_path, monkeypatch):
+    """Falls: that `make ablations` fills the ledger, and `bench` and `search` stay as they were."""
+    called = []
+    ours = {"bench": command_line.scaling, "search": command_line.search}
+    for name in ("bench_speed", "bench_cost", "bench"):
+        monkeypatch.setattr(ours["bench"], name, lambda *_, name=name: called.append(name))
+    for name in ("ablate", "search"):
+        monkeypatch.setattr(ours["search"], name, lambda *_, name=name: called.append(name))
+    where = ["--preset", "smoke", "--data-root", str(tmp_path)]
+    assert run(*words, *where) == run(words[0], *where) == 0
+    filled = {"speed": "bench_speed", "cost": "bench_cost", "ablations": "ablate"}[words[1]]
+    assert called == [filled, words[0]]

@@ -8,6 +8,7 @@ from dsnb.figures.charts import (
     plot_scatter,
     plot_spectrum,
     plot_training,
-)
+)  # fmt: skip
 from dsnb.figures.quality import plot_sheet, save_checks
 from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices
+from dsnb.figures.speed import plot_dots, plot_speed

@@ -1,4 +1,20 @@
-"""Benchmarks: networks against CPU time, and data-parallel training."""
+"""Benchmarks: networks against CPU time, calculated costs, and data-parallel training."""
 
-from dsnb.scaling.parallel import CODE, bench, gigaflop, race, resumes_identically
+from dsnb.scaling.cost import bench_cost, calculate, measure
+from dsnb.scaling.parallel import (
+    CODE,
+    bench,
+    gigaflop,
+    race,
+    resumes_identically,
+    weight_gaps,
+)
 from dsnb.scaling.speed import bench_speed
+from dsnb.scaling.tables import (
+    MEASURES,
+    ablation_table,
+    cost_check,
+    cost_table,
+    read_speed,
+    tell_ablations,
+)

@@ -50,10 +50,16 @@ class _Worker:
         for _ in range(count):
             seen = self.state.counts["seen"]
             rows = distributed.ordered_rows(self.task.rows, self.plan.seed, seen, self.plan.batch)
-            losses.append(training.step(self.state, self.task, rows, self.ranks)["loss"])
+            loss = training.step(self.state, self.task, rows, self.ranks)["loss"]
+            losses.append(loss.hex())  # every bit: results files round to six digits
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
         return {"seconds": seconds, "losses": losses, "peak_mib": peak}
+
+    def save(self, path: Path) -> None:
+        """Save the weights of now."""
+        weights = self.state.model.named_parameters()
+        np.savez(path, **{name: weight.detach().numpy() for name, weight in weights})
 
 
 def work(root: Path, folder: Path) -> None:
@@ -66,6 +72,8 @@ def work(root: Path, folder: Path) -> None:
             if ranks.first:
                 _wait(folder / f"go-{number}")
             answer = worker.steps(plan["steps"])
+            if ranks.first and worker.state.counts["step"] <= plan["parity_steps"]:
+                worker.save(folder / "weights.npz")
             if ranks.first:
                 record.write_json(folder / f"done-{number}.json", answer)
 
@@ -82,16 +90,19 @@ def _wait(path: Path, process: subprocess.Popen | None = None) -> None:
 
 
 @contextmanager
-def arrangement(root: Path, folder: Path, study: Study, processes: int) -> Iterator:
+def arrangement(
+    root: Path, folder: Path, study: Study, processes: int, rounds: int | None = None
+) -> Iterator:
     """Keep an arrangement of processes alive; yields a function that runs a round by number."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("go-*"), *folder.glob("done-*")):
         old.unlink()
     scaling = study.scaling
-    plan = {"rounds": scaling.rounds, "steps": scaling.steps}
+    plan = {"rounds": scaling.rounds if rounds is None else rounds, "steps": scaling.steps}
+    plan["parity_steps"] = scaling.parity_steps
     plan |= {"vae": asdict(study.vae), "training": asdict(_plan(study))}
     record.write_json(folder / "plan.json", plan)
-    threads = max(scaling.processes) // processes
+    threads = max(1, max(scaling.processes) // processes)
     search_path = os.pathsep.join([str(record.HOME.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -140,6 +151,29 @@ def race(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
                 answers[name].append(goes[name](number))
             record.progress("bench", number, scaling.rounds)
     return answers
+
+
+def train_alike(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
+    """Let more processes than cores take the first steps; their rounds by name, as of `race`."""
+    scaling = study.scaling
+    processes, rounds = scaling.parity_processes, -(-scaling.parity_steps // scaling.steps)
+    name = f"{processes}x1"
+    with arrangement(root, folder / name, study, processes, rounds - 1) as go:
+        return {name: [go(number) for number in range(rounds)]}
+
+
+def weight_gaps(folder: Path, names: list[str]) -> dict[str, float]:
+    """Return how far each arrangement's weights are from the first one's, relative norm, by name.
+
+    Of all weights together: a bias before a norm has no gradient but rounding, of which Adam makes
+    whole steps, so the largest single difference tells nothing.
+    """
+    kept = [dict(np.load(folder / name / "weights.npz")) for name in names]
+    first, *others = (
+        np.concatenate([w.ravel() for w in one.values()], dtype=float) for one in kept
+    )
+    gaps = [np.linalg.norm(one - first) / np.linalg.norm(first) for one in others]
+    return dict(zip(names[1:], map(float, gaps)))
 
 
 class _Cut(Exception):
@@ -195,8 +229,12 @@ def bench(root: Path, study: Study) -> dict:
     settings = {"scaling": asdict(study.scaling), "vae": asdict(study.vae)}
     product = record.begin(root, "runs/scaling", "bench", settings, ("prepared",), CODE)
     if not product.done:
+        rounds = race(root, product.folder, study)
+        alike = train_alike(root, product.folder, study)
         found = {
-            "rounds": race(root, product.folder, study),
+            "rounds": rounds,
+            "alike": alike,
+            "weight_gaps": weight_gaps(product.folder, [*rounds, *alike]),
             "resume_identical": resumes_identically(root, product.folder, study),
             "gigaflop": gigaflop(root, study),
             "cores": os.cpu_count(),
@@ -206,6 +244,16 @@ def bench(root: Path, study: Study) -> dict:
     return _results(json.loads((product.folder / "bench.json").read_text()), study.scaling)
 
 
+def _losses(found: dict, steps: int) -> dict[str, np.ndarray]:
+    """Return the losses (steps,) of every arrangement, to the last bit."""
+    return {
+        name: np.array(
+            [float.fromhex(loss) for entry in entries for loss in entry["losses"]][:steps]
+        )
+        for name, entries in (found["rounds"] | found["alike"]).items()
+    }
+
+
 def _results(found: dict, scaling: Scaling) -> dict:
     """Turn the rounds into headline, tables and timing; the warm-up round is left out of times."""
     volumes = scaling.steps * scaling.batch
@@ -213,12 +261,8 @@ def _results(found: dict, scaling: Scaling) -> dict:
         name: [volumes / entry["seconds"] for entry in entries[1:]]
         for name, entries in found["rounds"].items()
     }
-    losses = {
-        name: np.concatenate([entry["losses"] for entry in entries])[: scaling.parity_steps]
-        for name, entries in found["rounds"].items()
-    }
-    one, many = list(speeds)
-    gaps = np.abs(losses[one] - losses[many]) / losses[one]
+    losses, (one, many) = _losses(found, scaling.parity_steps), list(speeds)
+    gaps = {name: np.abs(losses[name] / losses[one] - 1) for name in losses if name != one}
     reasons = {"model_error_pct": "a predicted curve needs more than two arrangements"}
     efficiency = median(speeds[many]) / median(speeds[one])
     if found["cores"] < max(scaling.processes):
@@ -231,13 +275,16 @@ def _results(found: dict, scaling: Scaling) -> dict:
     ]  # fmt: skip
     headline = {
         "ddp_efficiency": efficiency,
-        "parity_error": float(gaps.max()),
+        "parity_error": float(max(gap.max() for gap in gaps.values())),
+        "parity_error_weights": max(found["weight_gaps"].values()),
         "resume_identical": found["resume_identical"],
         "model_error_pct": None,
     }
     tables = {
-        "parity": [{"step": n, **{name: losses[name][n] for name in losses}, "gap": gap}
-                   for n, gap in enumerate(gaps)],
+        "parity": [{"step": n, **{name: losses[name][n] for name in losses},
+                    **{f"gap_{name}": gap[n] for name, gap in gaps.items()}}
+                   for n in range(len(losses[one]))],
+        "weight_gaps": found["weight_gaps"],
         "gigaflop_per_volume": found["gigaflop"],
         "reasons": reasons,
     }  # fmt: skip

@@ -1,0 +1,222 @@
+"""The ledger as tables: speed curves, what they say in numbers, ablations, and calculated costs.
+
+A row made by other code than the present stays in its table and is counted as stale.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from dsnb import record
+from dsnb.scaling import cost, speed
+from dsnb.search import ablations
+
+AT_S = 100  # CPU-seconds at which networks are compared
+TO_DB = 20.0  # PSNR whose time of arrival is compared
+MEASURES = {
+    "psnr_db": "PSNR (dB)", "ssim": "SSIM", "region_error_pct": "region error (%)",
+    "region_bias_pct": "region bias (%)", "effect_kept": "effect kept",
+    "active_share": "active share", "parameters": "parameters", "gigaflop": "GFLOP a volume",
+    "cpu_seconds": "CPU-seconds",
+}  # fmt: skip
+LATENTS = ("lean", "eighth", "pooled", "flat")  # variants that differ by their latent alone
+
+
+def read_rows(ledger: str, code: tuple[str, ...], data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a cohort's rows, the phantom's where it has none, and how many of them are stale.
+
+    Of a run that was repeated, the last row counts.
+    """
+    shown = data if record.ledger_rows(ledger, data=data) else "phantom"
+    rows = pd.DataFrame(record.ledger_rows(ledger, data=shown))
+    about = {"data": shown, "rows": len(rows), "stale": 0}
+    if len(rows):
+        known = [k for k in ("entrant", "part", "variant", "fold", "change", "seed") if k in rows]
+        rows = rows[~rows[known].astype(str).duplicated(keep="last")]
+        stale = rows.apply(record.is_stale, axis=1, code=code)
+        rows = rows.assign(stale=stale)
+        about |= {"rows": len(rows), "stale": int(stale.sum())}
+    return rows, about
+
+
+def speed_runs(rows: pd.DataFrame) -> dict[str, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Return the races {entrant: {seed: (CPU-seconds, test PSNR in dB)}}."""
+    runs: dict = {}
+    for row in rows.to_dict("records"):
+        if row["part"] == "race" and isinstance(row.get("curve"), list):
+            points = np.array([(point["cpu_s"], point["test_db"]) for point in row["curve"]])
+            runs.setdefault(row["entrant"], {})[row["seed"]] = tuple(points.T)
+    return runs
+
+
+def db_at(run: tuple[np.ndarray, np.ndarray], seconds: float) -> float:
+    """Return a run's PSNR (dB) after some CPU-seconds, linear between marks; NaN outside."""
+    return float(np.interp(seconds, *run, left=np.nan, right=np.nan))
+
+
+def seconds_to(run: tuple[np.ndarray, np.ndarray], wanted_db: float) -> tuple[float, bool]:
+    """Return the CPU-seconds until a PSNR, linear between marks, and whether it was reached.
+
+    Where it was not, the seconds are those of the whole run.
+    """
+    seconds, db = run
+    if db.max() < wanted_db:
+        return float(seconds[-1]), False
+    after = int(np.argmax(db >= wanted_db))
+    if after == 0:
+        return float(seconds[0]), True
+    pair = slice(after - 1, after + 1)
+    return float(np.interp(wanted_db, db[pair], seconds[pair])), True
+
+
+def speed_curves(runs: dict) -> pd.DataFrame:
+    """Return mean and range over seeds of each entrant at each mark that all its seeds passed."""
+    table = pd.DataFrame(
+        [(name, mark, db_at(run, mark))
+         for name, seeds in runs.items() for mark in speed.MARKS for run in seeds.values()],
+        columns=["entrant", "cpu_s", "db"],
+    ).dropna()  # fmt: skip
+    table = table.groupby(["entrant", "cpu_s"], sort=False)["db"]
+    table = table.agg(mean="mean", low="min", high="max", runs="size").reset_index()
+    return table[table["runs"] == table["entrant"].map(lambda name: len(runs[name]))]
+
+
+def _gap_db(one: tuple, other: tuple) -> tuple[float, bool]:
+    return db_at(one, AT_S) - db_at(other, AT_S), True
+
+
+def _time_ratio(lean: tuple, shrunk: tuple) -> tuple[float, bool]:
+    (mine, arrived), (theirs, there) = (seconds_to(run, TO_DB) for run in (lean, shrunk))
+    return (theirs / mine if arrived else np.nan), there
+
+
+GAINS: dict[str, tuple[str, Callable]] = {
+    "gain_db_over_monai": ("monai_stock", _gap_db),
+    "gain_db_over_monai_shrunk": ("monai_shrunk", _gap_db),
+    "time_ratio_to_20db": ("monai_shrunk", _time_ratio),
+}
+
+
+def read_speed(data: str) -> dict:
+    """Return headline values and tables of the speed ledger for a cohort.
+
+    A value is the mean over seeds; null, with its reason, where the ledger lacks the cohort's runs.
+    """
+    rows, about = read_rows(speed.LEDGER, speed.CODE, data)
+    runs = speed_runs(rows) if len(rows) else {}
+    headline, gains, reasons = {}, [], {}
+    for name, (rival, compare) in GAINS.items():
+        pairs = _pairs(runs, rival)
+        found = [compare(*pair) for pair in pairs]
+        values = [value for value, _ in found if np.isfinite(value)]
+        if about["data"] != data:
+            reasons[name] = f"the ledger has no run of {data}; the page shows the phantom's"
+        elif not pairs:
+            reasons[name] = f"the ledger has no seed of both lean and {rival} yet"
+        elif len(values) < len(pairs):
+            reasons[name] = f"a run of lean or {rival} ended before what is compared"
+        headline[name] = None if name in reasons else float(np.mean(values))
+        if values:
+            gains.append({
+                "key": name, "against": rival, "mean": np.mean(values), "low": min(values),
+                "high": max(values), "seeds": len(values),
+                "bound": "" if all(there for _, there in found) else "at least",
+            })  # fmt: skip
+    linear = rows[rows["entrant"] == "pca"].to_dict("records") if len(rows) else []
+    lines = {k: linear[-1][f"{k}_test_db"] for k in ("pca", "mean")} if linear else {}
+    curves = speed_curves(runs)
+    tables = {"speed_gains": gains, "speed_curves": curves.to_dict("records"),
+              "speed_lines": lines, "speed_ledger": about, "reasons": reasons}  # fmt: skip
+    return {"headline": headline, "tables": tables}
+
+
+def _pairs(runs: dict, rival: str) -> list[tuple]:
+    """Return the runs (lean, rival) of the seeds that both have."""
+    mine, theirs = runs.get("lean", {}), runs.get(rival, {})
+    return [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+
+
+def ablation_table(data: str) -> pd.DataFrame:
+    """Return each variant's measures: mean over seeds, folds averaged first, and SD over seeds.
+
+    Rows are (data, variant): the phantom's and, where it is another, those of `data`. Memory is
+    the calculated one of a volume at `small`: the peak of a process holds earlier runs, too.
+    """
+    parts = []
+    for cohort in dict.fromkeys(("phantom", data)):
+        rows, about = read_rows(ablations.LEDGER, ablations.CODE, cohort)
+        if about["data"] == cohort and len(rows):
+            parts.append(rows)
+    if not parts:
+        return pd.DataFrame()
+    rows = pd.concat(parts, ignore_index=True)
+    bands = [
+        {f"residual_db_to_{band['to']:g}": band["residual_db"] for band in bands}
+        for bands in rows["spectrum"]
+    ]
+    rows = rows.join(pd.DataFrame(bands))
+    nats = rows["kl_nats"].map(np.asarray)
+    rows = rows.assign(
+        kl_nats_mean=nats.map(np.mean), kl_nats_low=nats.map(np.min), kl_nats_high=nats.map(np.max)
+    )
+    measures = [*MEASURES, *pd.DataFrame(bands), "kl_nats_mean", "kl_nats_low", "kl_nats_high"]
+    keys = ["data", "variant"]
+    seeds = rows.groupby([*keys, "seed"], sort=False)[measures].mean().groupby(keys, sort=False)
+    table = seeds.mean().join(seeds.std().add_suffix("_sd"))
+    groups = rows.groupby(keys, sort=False)
+    counts = groups.agg(runs=("seed", "size"), seeds=("seed", "nunique"), stale=("stale", "sum"))
+    costs = cost_table().query("preset == 'small' and precision == 'fp32' and not recompute")
+    memory = costs.set_index("network")["peak_mib"].astype(float)
+    table["calculated_mib"] = memory.reindex(table.index.get_level_values("variant")).to_numpy()
+    return table.join(counts)
+
+
+def tell_ablations(table: pd.DataFrame) -> list[str]:
+    """Put an ablation table (`ablation_table`) into sentences, one cohort after the other."""
+    said = []
+    for data, part in table.groupby(level="data", sort=False):
+        part = part.droplevel("data")
+        latents = part.loc[[name for name in LATENTS if name in part.index]]
+        if len(latents) > 1:
+            best, kept = latents["psnr_db"].idxmax(), (latents["effect_kept"] - 1).abs().idxmin()
+            said.append(
+                f"On {data}, of {len(latents)} latents `{best}` reconstructs best "
+                f"({latents['psnr_db'][best]:.1f} dB), and `{kept}` is closest to the whole effect "
+                f"of the condition ({100 * latents['effect_kept'][kept]:.0f} % kept)."
+            )
+        for name in ("perceptual", "adversarial", "sharp"):
+            if {name, "lean"} <= set(part.index):
+                said.append(_tell_sharp(data, name, part.loc[name], part.loc["lean"]))
+    return said
+
+
+def _tell_sharp(data: str, name: str, one: pd.Series, lean: pd.Series) -> str:
+    """Return what a sharp mode costs against `lean`, in one sentence."""
+    return (
+        f"On {data}, `{name}` takes {one['cpu_seconds'] / lean['cpu_seconds']:.1f} times the "
+        f"CPU-seconds of `lean` and changes PSNR by {one['psnr_db'] - lean['psnr_db']:+.2f} dB; "
+        f"region volumes err by {one['region_error_pct']:.2f} % instead of "
+        f"{lean['region_error_pct']:.2f} %."
+    )
+
+
+def cost_table() -> pd.DataFrame:
+    """Return what was calculated: one row a preset, network, precision and `recompute`."""
+    rows = [row for row in record.ledger_rows(cost.LEDGER) if row["part"] == "calculated"]
+    known = ["preset", "network", "recompute", "precision"]
+    sizes = ("weights", "gradients", "optimizer", "average", "activations", "peak")
+    columns = [*known, "parameters", "gigaflop", *(f"{name}_mib" for name in sizes)]
+    table = pd.DataFrame(rows, columns=[*columns, "code"])
+    table["stale"] = [record.is_stale(row, cost.CODE) for row in rows]
+    table["gpu_peak_mib"] = "not yet run"
+    return table.drop(columns="code").drop_duplicates(known, keep="last").reset_index(drop=True)
+
+
+def cost_check() -> pd.DataFrame:
+    """Return the calculated rise of memory (MiB) in a step beside the measured one."""
+    rows = [row for row in record.ledger_rows(cost.LEDGER) if row["part"] == "measured"]
+    known = ["preset", "network", "recompute"]
+    table = pd.DataFrame(rows, columns=[*known, "volumes", "rise_mib", "measured_mib"])
+    table["ratio"] = table["rise_mib"] / table["measured_mib"]
+    return table.drop_duplicates(known, keep="last").reset_index(drop=True)
