@@ -22,6 +22,7 @@ from dsnb.config import Vae
 FOLD = 4  # voxels a side that become channels: networks work on a quarter of the grid
 POOLED = 4  # positions a side of the `pooled` latent
 HALF = 2  # voxels a side of the velocity of `morph`
+START_LOGVAR = -4.0  # of a quiet start: wide posteriors drown channels before they carry anything
 LOGVAR_RANGE = (-20.0, 10.0)  # of the posterior, so that exp stays finite in fp32
 OUTLINE = 0.05  # intensity of the mean volume above which a voxel may be head
 
@@ -162,6 +163,7 @@ class LeanVae(NormativeVae):
         )
         if settings.quiet_start:
             _silence(self.decoder[-1])
+            nn.init.constant_(self.to_posterior.bias[settings.channels :], START_LOGVAR)
         for module in self.modules():  # 1.2 times as fast on a CPU
             if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
                 module.to(memory_format=torch.channels_last_3d)
@@ -197,6 +199,7 @@ class MonaiVae(NormativeVae):
         )  # fmt: skip
         if self.settings.quiet_start:  # the same start as `lean`, so that they compare
             _silence(self.net.decoder.blocks[-1].conv)
+            nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, START_LOGVAR)
             for module in self.modules():
                 if isinstance(module, AEKLResBlock):
                     _silence(module.conv2.conv)
