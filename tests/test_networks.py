@@ -63,9 +63,23 @@ def test_shapes_on_the_small_grid(kind, latent):
 
 
 @pytest.mark.parametrize("kind, latent", KINDS)
+def test_a_quiet_start_draws_the_mean_and_nothing_else(kind, latent):
+    """Claim: untrained, a VAE is the mean volume (or template), its posterior narrow."""
+    model, given = make(kind, latent), torch.rand(2, 1, *tiny.SHAPE)
+    with torch.no_grad():
+        z_mean, z_logvar = model.encode(given)
+        base = model.template if kind == "morph" else model.mean_volume
+        torch.testing.assert_close(model.decode(z_mean), base.expand_as(given), atol=1e-5, rtol=0)
+        assert z_logvar.mean().item() == pytest.approx(-4, abs=0.5)
+        loud = make(kind, latent, quiet_start=False)
+        assert (loud.decode(z_mean) - base).abs().max() > 1e-3
+        assert loud.encode(given)[1].mean().item() == pytest.approx(0, abs=0.5)
+
+
+@pytest.mark.parametrize("kind, latent", KINDS)
 def test_outside_the_support_nothing_is_drawn(kind, latent):
     """Claim: outside the support the mean volume stands; inside, the network draws."""
-    model = make(kind, latent)
+    model = make(kind, latent, quiet_start=kind == "morph")
     if kind == "morph":  # an untrained one draws its template everywhere; shade stays inside
         drawn = model.decode(torch.randn(2, 2, *latent_shape(latent, tiny.SHAPE)))
         torch.testing.assert_close(drawn, model.template.expand_as(drawn), atol=1e-5, rtol=0)
