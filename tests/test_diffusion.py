@@ -12,7 +12,7 @@ import torch
 from dsnb import bids, config, dataset, diffusion, latents, record, training, vae
 from dsnb.checks import BadInput
 from dsnb.config import Diffusion, Training
-from dsnb.diffusion import flow, quality, synthesis
+from dsnb.diffusion import flow, synthesis
 from dsnb.distributed import Noise
 
 CPU = torch.device("cpu")
