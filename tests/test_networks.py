@@ -30,6 +30,15 @@ def make(kind: str = "lean", latent: str = "quarter", shape=tiny.SHAPE, **change
     return vae.build(settings, mean, 0.5 * mean + 0.1)
 
 
+def awake(model: nn.Module) -> nn.Module:
+    """Draw the weights that start at zero, and so hide what lies before them, from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        if weights.dim() > 1 and not weights.any():
+            nn.init.normal_(weights, std=0.01, generator=generator)
+    return model
+
+
 def latent_shape(latent: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     sides = {"quarter": [side // 4 for side in shape], "eighth": [side // 8 for side in shape]}
     return (*sides.get(latent, (4, 4, 4) if latent == "pooled" else (1, 1, 1)),)
@@ -87,7 +96,7 @@ def test_outside_the_support_nothing_is_drawn(kind, latent):
         drawn = model.decode(torch.zeros(1, 2, *latent_shape(latent, tiny.SHAPE)))
         torch.testing.assert_close(drawn - model.template, 0.2 * model.support)
         return
-    volumes = model.decode(torch.randn(2, 2, *latent_shape(latent, tiny.SHAPE)))
+    volumes = awake(model).decode(torch.randn(2, 2, *latent_shape(latent, tiny.SHAPE)))
     outside = (model.support == 0).expand_as(volumes)
     mean = model.mean_volume.expand_as(volumes)
     assert outside.any() and torch.equal(volumes[outside], mean[outside])
@@ -123,9 +132,7 @@ def test_recomputed_activations_change_nothing(kind, latent):
     """Claim: `recompute` trades time for memory alone: same loss, same gradients."""
     given, found = torch.rand(1, 1, *tiny.SHAPE), []
     for recompute in (False, True):
-        model = make(kind, latent, recompute=recompute)
-        if kind == "morph":  # untrained, its last layer is zero and hides all others
-            nn.init.normal_(model.decoder[-1].weight, std=0.01, generator=torch.manual_seed(0))
+        model = awake(make(kind, latent, recompute=recompute))
         loss = (model.reconstruct(given) - given).square().mean()
         loss.backward()
         touched = model.posterior(given).chunk(2, 1)[0].sum()  # the encoder of `monai`, too
@@ -163,7 +170,7 @@ def test_the_latent_is_local_and_in_place():
 
 def test_the_departure_is_seen_and_drawn_around_the_mean():
     """Claim: `departure` centres and scales what is seen; without it raw volumes are seen."""
-    model, plain = make(), make(departure=False)
+    model, plain = awake(make()), awake(make(departure=False))
     assert checkpoints.identical(dict(model.state_dict()), dict(plain.state_dict()))
     given = torch.rand(1, 1, *tiny.SHAPE)
     seen = (given - model.mean_volume) / 0.2
