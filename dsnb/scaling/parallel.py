@@ -157,6 +157,8 @@ def train_alike(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]
     """Let more processes than cores take the first steps; their rounds by name, as of `race`."""
     scaling = study.scaling
     processes, rounds = scaling.parity_processes, -(-scaling.parity_steps // scaling.steps)
+    if not processes:
+        return {}
     name = f"{processes}x1"
     with arrangement(root, folder / name, study, processes, rounds - 1) as go:
         return {name: [go(number) for number in range(rounds)]}
