@@ -15,6 +15,7 @@ from dsnb import (
     diffusion,
     distributed,
     figures,
+    health,
     latents,
     pages,
     phantom,
@@ -28,8 +29,8 @@ from dsnb.checks import BadInput
 from dsnb.config import PRESETS, SMALL, Study, as_plain
 
 VERBS = (
-    "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "search",
-    "bench", "study", "verify",
+    "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "health",
+    "search", "bench", "study", "verify",
 )  # fmt: skip
 RELEASE_REFUSED = 3
 LEDGERS = (("bench", "speed"), ("bench", "cost"), ("search", "ablations"))  # hours; resumable
@@ -40,7 +41,8 @@ class Command:
     """What to run, on which data; every other flag is a setting of the preset."""
 
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
-    # `train`: vae or diffusion. `import`: the folder as received, and the BIDS folder to make.
+    # `train`: vae or diffusion. `health`: a run folder, or its name under the data root.
+    # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none or ablations.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
@@ -91,6 +93,11 @@ def run(command: Command) -> int:
         return 0
     if verb == "prepare" and command.check:
         return check(command)
+    if verb == "health":
+        (word,) = expect(command, "one run folder", 1)
+        found = health.diagnose(health.find(word, record.find_root(command.data_root)))
+        print(health.as_text(found))
+        return 2 if any(row["level"] == "wrong" for row in found) else 0
     if verb == "import" and command.source:
         source, into = expect(command, "two folders, IN OUT", 2)
         bids.import_cohort(command.source, Path(source).expanduser(), Path(into).expanduser())

@@ -59,6 +59,7 @@ class Vae:
     channels: int = 8  # latent channels; the length of a flat code
     departure: bool = True  # see and draw the departure from the training mean volume
     residual_scale: float = 0.15  # unit of the departure [E]
+    quiet_start: bool = True  # exit and residual branches begin at zero
     recompute: bool = False  # activations in the backward pass instead of keeping them
     mse: float = 2.0  # weight of the squared error beside L1
     kl: float = 1e-6  # weight of the KL term (near an autoencoder, as latent diffusion wants)

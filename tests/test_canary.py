@@ -81,9 +81,9 @@ def fit_flow(root: Path) -> list:
 
 def fit_template(root: Path) -> list:
     """Fit the template of the registrations."""
-    shutil.rmtree(root / "deformation")
-    rivals.register(root, STUDY)
-    return [rivals.load_deformation(root)[0]]
+    shutil.rmtree(root / "template")
+    rivals.make_template(root, STUDY)
+    return [rivals.load_template(root)]
 
 
 def fit_norms(root: Path) -> list:

@@ -26,7 +26,7 @@ def _cohort(euploid: int, ds: int, seed: int, scale: float = 1.0) -> morphology.
 
 def test_effects_are_those_planted_whatever_the_ages():
     """Would fall: every d; without the adjustment each would be off by 0.6."""
-    assert np.abs(fidelity.effects(_cohort(3000, 2000, 0)) - D).max() < 0.12
+    assert np.abs(morphology.effects(_cohort(3000, 2000, 0)) - D).max() < 0.12
 
 
 def test_an_exaggerated_disease_shows_in_the_slope():
@@ -46,7 +46,7 @@ def test_equivalence_needs_both_nearness_and_people():
     few, _ = morphology.compare_effects(_cohort(30, 30, 6), _cohort(30, 30, 7), SETTINGS)
     assert few["regions_equivalent"] == 0
     shifted = np.random.default_rng(0).normal(0.3, 0.02, (500, 2))
-    passed, limits = fidelity.equivalence(shifted, 0.2)
+    passed, limits = morphology.equivalence(shifted, 0.2)
     assert not passed.any() and (limits > 0.2).all()
 
 
@@ -72,14 +72,14 @@ def test_kid_is_the_formula_and_unbiased():
         return [k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
 
     wanted = np.mean(pairs(x)) + np.mean(pairs(y)) - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert np.isclose(fidelity.kid(x, y)[0], wanted)
+    assert np.isclose(realism.kid(x, y)[0], wanted)
     found = np.array(
-        [fidelity.kid(rng.normal(size=(40, 8)), rng.normal(size=(30, 8))) for _ in range(60)]
+        [realism.kid(rng.normal(size=(40, 8)), rng.normal(size=(30, 8))) for _ in range(60)]
     )
     values, errors = found.T
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(60)
     assert 0.6 < np.median(errors) / values.std() < 1.6
-    moved, error = fidelity.kid(rng.normal(size=(60, 8)), rng.normal(0.7, 1, (60, 8)))
+    moved, error = realism.kid(rng.normal(size=(60, 8)), rng.normal(0.7, 1, (60, 8)))
     assert moved > 4 * error
 
 
@@ -88,8 +88,8 @@ def test_the_floor_is_passed_by_equals_and_not_by_others():
     rng = np.random.default_rng(1)
     real = [rng.normal(size=(80, 8)), rng.normal(size=(60, 8))]
     floor = np.quantile(realism.kid_floor(real, SETTINGS), 0.95)
-    alike = np.mean([fidelity.kid(x, rng.normal(size=(80, 8)))[0] for x in real])
-    other = np.mean([fidelity.kid(x, rng.normal(0.5, 1, (80, 8)))[0] for x in real])
+    alike = np.mean([realism.kid(x, rng.normal(size=(80, 8)))[0] for x in real])
+    other = np.mean([realism.kid(x, rng.normal(0.5, 1, (80, 8)))[0] for x in real])
     assert alike < floor < other
 
 

@@ -4,55 +4,67 @@ import io
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 
 from dsnb import figures
-from dsnb.checks import BadInput
 from dsnb.space import GRIDS
 
 GRID = GRIDS["smoke"]
 
 
-def _volume() -> np.ndarray:
-    volume = np.zeros(GRID.shape, np.float32)
-    volume[-8:, 20:28, -8:] = 1  # right (RAS: the last voxels of X), superior
-    return volume
+def _cuts(figure: Figure) -> dict:
+    """Return the axes of each cut of a picture by the letter of the axis that it cuts."""
+    words = [(axes, text.get_text()) for axes in figure.axes for text in axes.texts]
+    return {word[0]: axes for axes, word in words if word[1:2] == "="}
+
+
+def _bright(axes) -> np.ndarray:
+    """Return the millimetres (N, 2), right and up in the picture, of what is not empty."""
+    picture = np.ma.filled(axes.images[-1].get_array(), np.nan)
+    left, right, bottom, top = axes.images[-1].get_extent()
+    if axes.images[-1].origin == "upper":
+        picture = picture[::-1]
+    rows, columns = np.nonzero(np.nan_to_num(picture))
+    across = left + (columns + 0.5) * (right - left) / picture.shape[1]
+    return np.column_stack([across, bottom + (rows + 0.5) * (top - bottom) / picture.shape[0]])
 
 
 def test_left_of_the_picture_is_left_of_the_person():
     """Would fall: every map's orientation marks."""
-    for plane, mm in (("axial", 75.0), ("coronal", -17.0)):
-        picture, extent = figures.cut_volume(_volume(), GRID.affine, (plane, mm))
-        rows, columns = np.nonzero(picture)
-        assert columns.min() > picture.shape[1] / 2, "the right side is drawn on the right"
-        assert extent[0] < 0 < extent[1] and figures.ENDS[plane] == ("L", "R")
-    assert rows.min() > picture.shape[0] / 2, "superior is up in a coronal slice"
-    picture, extent = figures.cut_volume(_volume(), GRID.affine, ("sagittal", 70.0))
-    assert picture.any() and figures.ENDS["sagittal"] == ("P", "A")
-    assert np.isclose(extent[1] - extent[0], GRID.shape[1] * GRID.voxel_mm)
+    x, y, z = GRID.coordinates_mm()
+    right, front, top = ((values > 20).astype(np.float32) for values in (x, y, z))
+    shown = _cuts(figures.plot_slices({"right": right}, GRID.affine))
+    for letter in "yz":
+        words = {text.get_text(): text.get_position()[0] for text in shown[letter].texts}
+        assert words["L"] < words["R"] and (_bright(shown[letter])[:, 0] > 18).all()
+    assert (_bright(_cuts(figures.plot_slices({"top": top}, GRID.affine))["y"])[:, 1] > 18).all()
+    front = _cuts(figures.plot_slices({"front": front}, GRID.affine))
+    assert (_bright(front["x"])[:, 0] > 18).all() and (_bright(front["z"])[:, 1] > 18).all()
 
 
 def test_a_cut_is_taken_at_its_millimetre():
     """Would fall: the coordinates printed in the slices."""
-    volume = np.broadcast_to(GRID.coordinates_mm()[2], GRID.shape)
-    picture, _ = figures.cut_volume(volume, GRID.affine, ("axial", 12.0))
-    assert np.abs(picture - 12.0).max() <= GRID.voxel_mm / 2
-    with pytest.raises(BadInput, match="E-CUT"):
-        figures.cut_volume(volume, GRID.affine, ("axial", 400.0))
+    for axis, (letter, mm) in enumerate(zip("xyz", (4, -20, 6))):
+        ramp = np.broadcast_to(GRID.coordinates_mm()[axis] + 200, GRID.shape)
+        axes = _cuts(figures.plot_slices({"ramp": ramp}, GRID.affine))[letter]
+        assert f"{letter}={mm}" in {text.get_text() for text in axes.texts}
+        assert np.abs(axes.images[-1].get_array() - 200 - mm).max() <= GRID.voxel_mm / 2
 
 
 def test_maps_are_centred_on_zero_and_thresholded():
     """Would fall: that white is no departure, and what is hidden is within the threshold."""
     values = np.broadcast_to(np.linspace(-1, 3, GRID.shape[1])[:, None], GRID.shape)
-    figure = figures.plot_overlay(_volume(), values, GRID.affine, "z", threshold=2.0)
-    picture = figure.axes[0].images[1]
+    grey = np.ones(GRID.shape, np.float32)
+    figure = figures.plot_overlay(grey, values, GRID.affine, "z", threshold=2.0)
+    axes = _cuts(figure)["z"]
+    picture = axes.images[-1]
     assert picture.norm.vmin == -picture.norm.vmax
     shown = np.ma.masked_invalid(picture.get_array())
     assert (np.abs(shown.compressed()) > 2).all() and 0 < shown.count() < shown.size
-    words = [text.get_text() for text in figure.axes[0].texts]
-    assert {"L", "R", "50 mm", "z = 6 mm"} <= set(words)
-    assert any("z, shown beyond 2" in axes.get_ylabel() for axes in figure.axes)
+    words = {text.get_text() for other in figure.axes for text in other.texts}
+    assert {"L", "R", "z=6", "z, shown beyond 2"} <= words
+    bars = [child for child in axes.get_children() if hasattr(child, "txt_label")]
+    assert [bar.txt_label.get_text() for bar in bars] == ["50mm"]
 
 
 def test_bars_say_what_was_not_computed():
@@ -76,12 +88,14 @@ def test_training_skips_steps_without_validation():
 def test_all_figures_render_small():
     """Would fall: the page size, and that each figure can be drawn without a display."""
     rng = np.random.default_rng(0)
-    volume, groups = _volume(), {"euploid": rng.normal(size=20), "DS": rng.normal(size=9)}
-    ranges = (np.array([[0, 2], [1, 3]]), np.array([[1, 2], [2, 4]]))
+    volume = np.ones(GRID.shape, np.float32)
+    groups = {"euploid": rng.normal(size=20), "DS": rng.normal(size=9)}
     made = [
         figures.plot_slices({"a": volume, "b": volume}, GRID.affine),
-        figures.plot_cases({"patient": [volume], "z": [volume]}, {"z": "z"}, GRID.affine, ["x"]),
-        figures.plot_scatter([1, 2], [1.5, 3], ["a", "b"], "real", "synthetic", ranges),
+        figures.plot_cases(
+            {"scan": [volume], "z": [volume]}, {"z": "z"}, GRID.affine, ["x"], background="scan"
+        ),
+        figures.plot_scatter([1, 2], [1.5, 3], ["a", "b"], "real", "synthetic"),
         figures.plot_spectrum(np.array([0.01, 0.1]), {"real": np.array([1.0, 0.1])}),
         figures.plot_distribution(groups, "ml"),
         figures.plot_embedding(rng.normal(size=(29, 2)), ["euploid"] * 20 + ["DS"] * 9, [0.2, 0.1]),

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage, stats
 
 from dsnb import bids, config, phantom, space
-from dsnb.phantom import fields, people, realism, render, summary
+from dsnb.phantom import fields, people, render, summary
 
 SMOKE = space.GRIDS["smoke"]
 SMALL = space.GRIDS["small"]
@@ -83,7 +83,7 @@ def test_sham_is_as_large_as_the_disease_and_unrelated():
 
 
 def test_a_swirl_moves_tissue_and_keeps_every_volume():
-    """Falls: that shape varies down to a gyrus's width while region volumes follow TRAITS."""
+    """Falls: that shape varies down to a gyrus's width while volumes follow the constants."""
     velocity = fields.swirl(np.random.default_rng(0), ((1.0, 12.0), (1.0, 6.0)))
     spread = np.sqrt((velocity**2).mean((1, 2, 3)))
     np.testing.assert_allclose(spread, np.sqrt(2), rtol=0.2)
@@ -231,7 +231,7 @@ def test_spectrum_finds_the_dimensions_that_were_planted():
     modes = modes + modes[:, ::-1]
     stack = np.tensordot(rng.standard_normal((40, 5)), modes, 1)
     stack = (stack + 0.1 * rng.standard_normal(stack.shape)).astype(np.float32) * brain
-    found = realism.spectrum(stack, brain, SMOKE)
+    found = bench_cohort.spectrum(stack, brain, SMOKE)
     left = {row["components"]: row for row in found["residual"]}
     assert left[0]["residual"] == 1 and left[2]["residual"] > 0.5
     expected = 0.1 / found["rms"]

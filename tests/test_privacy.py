@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from dsnb import privacy
 from dsnb.fidelity.realism import fit_features
-from dsnb.privacy import copies
+from dsnb.privacy import attacks, copies
 from dsnb.space import GRIDS
 
 GRID = GRIDS["smoke"]
@@ -45,9 +45,9 @@ def _smooth(volumes: np.ndarray) -> np.ndarray:
 
 def test_planted_copies_are_found_and_unseen_people_are_not(library, sides):
     """Would fall: copies_recalled and false_alarms, for every kind of copy."""
-    planted = privacy.plant(_people(40, 0)[:8], _smooth, 1)
+    planted = copies.plant(_people(40, 0)[:8], _smooth, 1)
     assert set(planted) == {"exact", "noise", "shift", "intensity", "flip", "decoded"}
-    headline, tables = privacy.neighbours(library, sides, planted, 0.005)
+    headline, tables = copies.neighbours(library, sides, planted, 0.005)
     assert {row["kind"]: row["recalled"] for row in tables["recall"]} == dict.fromkeys(planted, 1)
     assert headline["copies_recalled"] == 1 and headline["false_alarms"] <= 0.05
     assert headline["near_copies"] <= 0.05 and headline["certain_copies"] == 0
@@ -57,8 +57,8 @@ def test_three_copies_among_synthetic_people_block_the_release(library, sides):
     """P11. Would fall: that few copies are enough, and that they are named."""
     stolen = sides["synthetic"].copy()
     stolen[[3, 11, 20]] = _people(40, 0)[[5, 6, 7]] + 0.01
-    planted = privacy.plant(_people(40, 0)[:8], _smooth, 1)
-    headline, tables = privacy.neighbours(library, sides | {"synthetic": stolen}, planted, 0.005)
+    planted = copies.plant(_people(40, 0)[:8], _smooth, 1)
+    headline, tables = copies.neighbours(library, sides | {"synthetic": stolen}, planted, 0.005)
     assert {3, 11, 20} <= {entry["row"] for entry in tables["flagged"]}
     assert headline["certain_copies"] == 3
     assert tables["training_people_near"] >= 3 / 40
@@ -77,7 +77,7 @@ def test_a_copy_lies_at_no_distance(library):
 def test_the_detector_stays_quiet_on_the_people_it_did_not_see():
     """Would fall: the threshold; one set in the middle of unseen people would flag them."""
     rng = np.random.default_rng(0)
-    detector = privacy.Detector(rng.normal(size=(110, 2)), 0.005)
+    detector = copies.Detector(rng.normal(size=(110, 2)), 0.005)
     others = rng.normal(size=(5000, 2))
     assert 0.001 < detector.flags(others).mean() < 0.02
     assert detector.flags(np.array([[-8.0, 0.0], [0.0, -8.0]])).all()
@@ -89,13 +89,13 @@ def test_attack_reads_lower_loss_as_member():
     ds = np.repeat([False, True], [60, 40])
     loss = rng.normal(size=100) + 5 * ds  # DS is harder for everybody: no evidence of anything
     other = rng.normal(size=100) + 5 * ds
-    auc, error = privacy.attack_auc(loss, other, ds, ds)
+    auc, error = attacks.attack_auc(loss, other, ds, ds)
     assert abs(auc - 0.5) < 2.5 * error and 0.02 < error < 0.06
     unbalanced = np.repeat([False, True], [20, 80])
     few = rng.normal(size=100) + 5 * unbalanced
-    assert abs(privacy.attack_auc(loss, few, ds, unbalanced)[0] - 0.5) < 0.15
-    assert privacy.attack_auc(loss - 4, other, ds, ds)[0] > 0.99
-    assert privacy.attack_auc(loss + 4, other, ds, ds)[0] < 0.01
+    assert abs(attacks.attack_auc(loss, few, ds, unbalanced)[0] - 0.5) < 0.15
+    assert attacks.attack_auc(loss - 4, other, ds, ds)[0] > 0.99
+    assert attacks.attack_auc(loss + 4, other, ds, ds)[0] < 0.01
 
 
 def test_attack_error_is_the_spread_over_cohorts():
@@ -103,7 +103,7 @@ def test_attack_error_is_the_spread_over_cohorts():
     rng = np.random.default_rng(2)
     ds = np.zeros(50, bool)
     found = [
-        privacy.attack_auc(rng.normal(-0.3, 1, 50), rng.normal(size=50), ds, ds) for _ in range(200)
+        attacks.attack_auc(rng.normal(-0.3, 1, 50), rng.normal(size=50), ds, ds) for _ in range(200)
     ]
     values, errors = np.array(found).T
     assert 0.85 < errors.mean() / values.std() < 1.15

@@ -11,7 +11,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path, monkeypatch):
     """Claim: the trials depend on the seed alone, not on where a kill fell; each is run once."""
     whole, cut = (tiny.make_root(tmp_path / name) for name in ("whole", "cut"))
     found = search.search(whole, tiny.STUDY)
-    real, calls = search.try_out, []
+    real, calls = search.trials.try_out, []
 
     def dying(root, folder, study, values):
         calls.append(folder.name)
@@ -19,7 +19,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(root, folder, study, values)
 
-    monkeypatch.setattr(search, "try_out", dying)
+    monkeypatch.setattr(search.trials, "try_out", dying)
     with pytest.raises(KeyboardInterrupt):
         search.search(cut, tiny.STUDY)
     resumed = search.search(cut, tiny.STUDY)

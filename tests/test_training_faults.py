@@ -45,17 +45,21 @@ def start(folder: Path, processes: int, *scenarios: str) -> subprocess.Popen:
     return subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen, began: float) -> dict:
-    """Wait for an end; return exit code, seconds and what was said."""
-    said = process.communicate(timeout=120)[1]
+def finish(process: subprocess.Popen) -> dict:
+    """Wait for an end; return exit code, moment and what was said."""
+    said = process.communicate(timeout=300)[1]
     lines = said.strip().splitlines()
-    return {"code": process.returncode, "s": time.monotonic() - began, "said": said,
-            "last": lines[-1] if lines else ""}  # fmt: skip
+    return {"code": process.returncode, "said": said,
+            "last": lines[-1] if lines else "", "ended": time.time()}  # fmt: skip
+
+
+def waited(job: dict, run: Path) -> float:
+    """Return the seconds from the last logged step to the end of every process."""
+    return job["ended"] - (run / "stats.jsonl").stat().st_mtime
 
 
 def launched(folder: Path, processes: int, *scenarios: str) -> dict:
-    began = time.monotonic()
-    return finish(start(folder, processes, *scenarios), began)
+    return finish(start(folder, processes, *scenarios))
 
 
 def shell(folder: Path) -> dict:
@@ -70,12 +74,11 @@ def shell(folder: Path) -> dict:
              "--nproc-per-node=1", str(HERE / "ranks.py"), str(folder), "endless"]  # fmt: skip
     own = {"DSNB_DATA": str(folder), "SLURM_JOB_ID": "7"}
     own["PATH"] = f"{stub}:{os.environ['PATH']}"
-    began = time.monotonic()
     process = subprocess.Popen(words, env=environment() | own, stderr=subprocess.PIPE, text=True)
     wait_for(run / "stats.jsonl")
     warned = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    return finish(process, began) | {"after": time.monotonic() - warned}
+    return finish(process) | {"after": time.monotonic() - warned}
 
 
 def cut(folder: Path) -> dict:
@@ -305,7 +308,7 @@ def test_t06_a_checkpoint_is_due_by_the_clock_too(tmp_path):
 def test_t07_the_cause_is_the_last_line(jobs):
     """Claim: rank, host, step, subjects and exception stand last; all end in time (G6)."""
     job = jobs["fails"]
-    assert job["code"] == 1 and job["s"] < 60, job["said"]
+    assert job["code"] == 1 and waited(job, jobs["folder"] / "fails") < 30, job["said"]
     host = re.escape(socket.gethostname())
     wanted = rf"dsnb: rank 1 of 3 on {host}: step 6, loading \[sub-\d+, sub-\d+\]: "
     assert re.fullmatch(wanted + "RuntimeError: scan 17 is broken", job["last"]), job["last"]
@@ -315,7 +318,7 @@ def test_t07_the_cause_is_the_last_line(jobs):
 def test_t08_a_killed_rank_is_told_from_a_failed_one(jobs):
     """Claim: signal 9 is named as memory, with host and peak; what was saved stays (G1, G6)."""
     job = jobs["killed"]
-    assert job["code"] == 1 and job["s"] < 60, job["said"]
+    assert job["code"] == 1 and waited(job, jobs["folder"] / "killed") < 30, job["said"]
     assert "rank 1 was killed by signal 9, probably out of memory" in job["last"]
     found = re.search(
         rf"host {re.escape(socket.gethostname())}, .*peak memory (\d+) MiB", job["last"]
@@ -327,7 +330,7 @@ def test_t08_a_killed_rank_is_told_from_a_failed_one(jobs):
 def test_t09_who_did_not_arrive_is_named(jobs):
     """Claim: a sleeping rank ends the job within patience + 30 s, by name and subjects (G6)."""
     job = jobs["hangs"]
-    assert job["code"] == 1 and job["s"] < 60, job["said"]
+    assert job["code"] == 1 and waited(job, jobs["folder"] / "hangs") < PATIENCE_S + 30, job["said"]
     host = re.escape(socket.gethostname())
     wanted = rf"did not arrive: rank 1 \(host {host}, step 6, loading \[sub-\d+, sub-\d+\]\)$"
     assert re.search(wanted, job["last"]), job["last"]
@@ -337,7 +340,8 @@ def test_t09_who_did_not_arrive_is_named(jobs):
 def test_t09_a_frozen_process_is_named_too(tmp_path):
     """Claim: a rank that cannot even run a thread (SIGSTOP) is missed by the others (G6)."""
     job = launched(tmp_path, 2, "freezes")
-    assert job["code"] == 1 and job["s"] < PATIENCE_S + 30 + 30, job["said"]
+    # torchrun gives a process that does not answer 30 s, then kills it.
+    assert job["code"] == 1 and waited(job, tmp_path / "freezes") < PATIENCE_S + 45, job["said"]
     assert "did not arrive: rank 1" in job["last"] and "no sign of life" in job["last"]
 
 

@@ -1,5 +1,3 @@
 """Departures from the norm as z, p and q maps, and what they are worth against the truth."""
 
 from dsnb.anomaly.maps import evaluate, map_departures
-
-__all__ = ["evaluate", "map_departures"]

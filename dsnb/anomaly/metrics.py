@@ -37,8 +37,6 @@ def bootstrap(values: np.ndarray, statistic: Callable, draws: int, seed: int) ->
 def flagged(q: np.ndarray, rate: float) -> dict:
     """Return how many people have any voxel below `rate`, with the exact 95 % interval."""
     count, people = int((q.min(1) < rate).sum()), len(q)
-    if not people:
-        return {"people": 0, "flagged": 0, "share": None, "low": None, "high": None}
     low, high = stats.binomtest(count, people).proportion_ci(0.95, "exact")
     return {"people": people, "flagged": count, "share": count / people, "low": low, "high": high}
 

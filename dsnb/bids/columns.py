@@ -27,6 +27,17 @@ OF_VISIT = {
     "stage": "Alzheimer's disease in people with DS: asymptomatic, prodromal or dementia",
     "cognition": "score, 0 to 100",
 }
+# What the study adds to the row of a visit.
+OF_SCAN = {
+    "kind": "recorded, twin (without the condition), planted (with it), sham (a field of equal "
+    "size), repeat (a later session) or native (before registration)",
+    "origin": "participant_id of the original",
+    "cohort": "a part of the study with sites of its own: PUBLIC, CLINIC, EXTERNAL",
+    "motion": "motion score, mm; the phantom's is the SD of its blur",
+    "tiv_ml": "native head size, ml",
+    "t1w": "path of the scan in the raw folder",
+    "sha": "digest of the scan",
+}
 AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 MAX_BYTES, MAX_DEPTH = 2**13, 8  # of a column map
 FIX = "copy a map of dsnb/columns and change its names"

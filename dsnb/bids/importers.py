@@ -5,6 +5,7 @@ takes its name in the end: a killed import leaves no output, and the next one be
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +151,8 @@ def _write_scans(
     staging: Path, folder: Path, visits: pd.DataFrame, orientation: str, excluded: list[tuple]
 ) -> pd.DataFrame:
     """Write every scan that is sound; return the visits that have one."""
-
-    def write(visit: object) -> None:
-        _write_scan(staging, visit, folder, orientation)
-
     staging.mkdir(parents=True)
+    write = partial(_write_scan, staging, folder, orientation)
     answers = attempt(write, list(visits.itertuples()), "importing scans")
     codes = pd.Series([problem.code if problem else "" for problem in answers], visits.index)
     reason = "its scan cannot be used (see the code)"
@@ -163,7 +161,7 @@ def _write_scans(
     return visits[codes == ""]
 
 
-def _write_scan(staging: Path, visit: object, folder: Path, orientation: str) -> None:
+def _write_scan(staging: Path, folder: Path, orientation: str, visit: object) -> None:
     """Write one scan with a new header, its values as they are."""
     parts = [visit.participant_id] + [f"ses-{visit.session}"] * (visit.session != MISSING)
     target = staging.joinpath(*parts, "anat", "_".join(parts) + "_T1w.nii.gz")

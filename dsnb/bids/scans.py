@@ -157,9 +157,8 @@ def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def as_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flip and permute the axes so that they run right, anterior, superior; no resampling."""
-    turn = nib.io_orientation(affine)
-    affine = affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
-    return np.ascontiguousarray(nib.apply_orientation(volume, turn)), affine
+    turned = nib.as_closest_canonical(nib.Nifti1Image(volume, affine))
+    return np.ascontiguousarray(turned.dataobj), turned.affine
 
 
 def describe(folder: Path, name: str, derived_from: str | None = None) -> None:

@@ -79,6 +79,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     record.write_text(path, "\n".join(lines) + "\n")
 
 
+def write_dictionary(path: Path, columns: dict[str, str]) -> None:
+    """Write the JSON beside a table: what each column holds."""
+    record.write_json(path, {name: {"Description": text} for name, text in columns.items()})
+
+
 def _cell(value: object, where: str) -> str:
     if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return MISSING

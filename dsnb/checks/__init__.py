@@ -2,5 +2,3 @@
 
 from dsnb.checks.refusals import BadInput, Report, check_path, is_safe_id
 from dsnb.checks.scans import examine, judge, read_nifti
-
-__all__ = ["BadInput", "Report", "check_path", "examine", "is_safe_id", "judge", "read_nifti"]

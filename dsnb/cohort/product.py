@@ -11,22 +11,11 @@ from dsnb.cohort.folder import TABLE, Folder, as_text, read_folder, report
 from dsnb.cohort.split import AGE_BAND_YEARS, SIDED, assign_splits, find_leaks, is_stated, plant
 
 # The columns of cohort/participants.tsv, with what participants.json says about each.
-COLUMNS = (
-    bids.OF_PERSON
-    | bids.OF_VISIT
-    | {
-        "kind": "recorded, twin (without the condition), planted (with it), sham (a field of "
-        "equal size), repeat (a later session) or native (before registration)",
-        "origin": "participant_id of the original",
-        "cohort": "a part of the study with sites of its own: PUBLIC, CLINIC, EXTERNAL",
-        "motion": "motion score, mm",
-        "tiv_ml": "native head size, ml",
-        "split": "which part of the study sees this person",
-        "t1w": "path of the scan in the raw folder",
-        "sha": "digest of the scan",
-        "group_recorded": "the group as the raw table says it",
-    }
-)
+COLUMNS = {**bids.OF_PERSON, **bids.OF_VISIT, **bids.OF_SCAN}
+COLUMNS |= {
+    "split": "which part of the study sees this person",
+    "group_recorded": "the group as the raw table says it",
+}
 
 
 def gather(root: Path, study: config.Study, raw: Path | None = None) -> None:
@@ -79,8 +68,7 @@ def _write(product: Path, table: pd.DataFrame, folder: Folder, settings: dict) -
     written = {"participants": (table, COLUMNS), "manifest": (folder.manifest, manifest.COLUMNS)}
     for name, (rows, columns) in written.items():
         bids.write_table(product / f"{name}.tsv", rows.reindex(columns=columns))
-        about = {column: {"Description": text} for column, text in columns.items()}
-        record.write_json(product / f"{name}.json", about)
+        bids.write_dictionary(product / f"{name}.json", columns)
     columns = ["participant_id", "code", "reason"]
     bids.write_table(product / "exclusions.tsv", folder.excluded.reindex(columns=columns))
     pairs = sorted(zip(table["participant_id"], table["split"]))

@@ -3,8 +3,3 @@
 from dsnb.diffusion.flow import Flow, FlowTask, condition, draw, generator_rows, load, train
 from dsnb.diffusion.quality import evaluate, guidance_table
 from dsnb.diffusion.synthesis import bootstrap_people, sample
-
-__all__ = [
-    "Flow", "FlowTask", "bootstrap_people", "condition", "draw", "evaluate", "generator_rows",
-    "guidance_table", "load", "sample", "train",
-]  # fmt: skip

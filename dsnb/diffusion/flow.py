@@ -180,6 +180,7 @@ class FlowTask:
         """Return the ids of these people."""
         return self.people[rows].tolist()
 
+    @torch.no_grad()
     def assess(self, model: Flow, rows: np.ndarray, draws: int = 16) -> dict[str, np.ndarray]:
         """Return each validation person's mean error over draws, the same noise at every call."""
         batch, errors = tuple(part[rows] for part in self.held_data), []

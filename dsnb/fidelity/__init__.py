@@ -12,25 +12,7 @@ import pandas as pd
 
 from dsnb import bids, dataset, record, rivals, vae
 from dsnb.config import Release, Study
-from dsnb.fidelity.morphology import (
-    People,
-    agreement,
-    ceiling,
-    compare_effects,
-    effects,
-    equivalence,
-    people,
-    requested,
-)
-from dsnb.fidelity.realism import (
-    density_coverage,
-    diversity,
-    fit_features,
-    kid,
-    kid_floor,
-    pooled,
-    utility,
-)
+from dsnb.fidelity import morphology, realism
 from dsnb.space import GROUPS, REGIONS
 
 HELD_OUT = {"euploid": ("scale", "calibration", "test"), "DS": ("test",)}
@@ -99,15 +81,17 @@ def _ruler(root: Path, product: str, name: str) -> pd.DataFrame:
 def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) -> tuple:
     """Return headline numbers and tables of the morphology."""
     settings, registered = study.release, _ruler(root, "deformation", "volumes")
-    real = people(table.iloc[np.concatenate([held_out(table, g) for g in GROUPS])], registered)
-    synthetic = people(made, _ruler(root, "morphology", "synthetic"))
-    numbers, rows = compare_effects(real, synthetic, settings)
+    unseen = np.concatenate([held_out(table, group) for group in GROUPS])
+    real = morphology.people(table.iloc[unseen], registered)
+    synthetic = morphology.people(made, _ruler(root, "morphology", "synthetic"))
+    numbers, rows = morphology.compare_effects(real, synthetic, settings)
     drawn = _ruler(root, "morphology", "reconstructed")
     some = table.set_index("participant_id", drop=False).loc[drawn["participant_id"]]
-    top = ceiling(people(some, registered), people(some, drawn), settings)
+    pair = (morphology.people(some, volumes) for volumes in (registered, drawn))
+    top = morphology.ceiling(*pair, settings)
     tables = {
         "effects": rows,
-        "requested_age": requested({"real": real, "synthetic": synthetic}),
+        "requested_age": morphology.requested({"real": real, "synthetic": synthetic}),
         "region_errors_pct": top.pop("region_errors_pct"),
     }
     return numbers | top, tables
@@ -115,21 +99,20 @@ def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) ->
 
 def _looks(volumes: dict, features: dict, settings: Release) -> tuple[dict, list[dict]]:
     """Return KID and floor over groups, and a row a group; each is {side: {group: array}}."""
-    rows, distances = [], []
+    rows = []
     for group in GROUPS:
         real, made = (features[side][group] for side in ("real", "synthetic"))
-        distance, error = kid(real, made)
-        distances.append((distance, error))
-        alike = {side: diversity(volumes[side][group], settings) for side in volumes}
+        distance, error = realism.kid(real, made)
+        alike = {side: realism.diversity(volumes[side][group], settings) for side in volumes}
         rows.append(
             {"group": group, "kid": distance, "kid_se": error}
-            | density_coverage(real, made, settings.neighbours)
+            | realism.density_coverage(real, made, settings.neighbours)
             | {f"ms_ssim_{side}": value for side, (value, _) in alike.items()}
             | {f"ms_ssim_{side}_se": se for side, (_, se) in alike.items()}
         )
-    mean = np.mean([value for value, _ in distances])
-    error = np.sqrt(sum(se**2 for _, se in distances)) / len(GROUPS)
-    floor = np.quantile(kid_floor(list(features["real"].values()), settings), 0.95)
+    mean = np.mean([row["kid"] for row in rows])
+    error = np.sqrt(sum(row["kid_se"] ** 2 for row in rows)) / len(GROUPS)
+    floor = np.quantile(realism.kid_floor(list(features["real"].values()), settings), 0.95)
     numbers = {"kid": mean, "kid_ci": [mean - 1.96 * error, mean + 1.96 * error]}
     return numbers | {"kid_floor": floor}, rows
 
@@ -143,7 +126,7 @@ def _use(features: dict, settings: Release) -> tuple[dict, list[dict]]:
     }  # fmt: skip
     rows, numbers = [], {}
     for key, name in (("tstr_bacc", "synthetic"), ("trtr_bacc", "trained_on")):
-        value, limits = utility(sides[name], sides["real"], settings)
+        value, limits = realism.utility(sides[name], sides["real"], settings)
         numbers |= {key: value, f"{key}_ci": limits}
         train = "synthetic" if name == "synthetic" else "real"
         rows.append({"trained on": train, "people": len(sides[name][1]), "bacc": value,
@@ -182,9 +165,9 @@ def compare(root: Path, study: Study) -> dict:
     source = {"real": real, "trained_on": real,
               "synthetic": dataset.load_volumes(root, "synthetic")}  # fmt: skip
     volumes = {s: {g: source[s][rows] for g, rows in sides[s].items()} for s in sides}
-    space = fit_features(real[basis(table)], study.grid, settings.components)
+    space = realism.fit_features(real[basis(table)], study.grid, settings.components)
     features = {
-        side: {g: space.transform(pooled(some, study.grid)) for g, some in groups.items()}
+        side: {g: space.transform(realism.pooled(some, study.grid)) for g, some in groups.items()}
         for side, groups in volumes.items()
     }
     volumes.pop("trained_on")
@@ -197,9 +180,3 @@ def compare(root: Path, study: Study) -> dict:
     reasons = {key: few for key, value in headline.items() if value is None}
     tables |= {"people": counts, "reasons": reasons}
     return {"headline": headline, "tables": record.plain(tables), "timing": timing}
-
-
-__all__ = [
-    "People", "agreement", "basis", "compare", "effects", "equivalence", "generator_people",
-    "held_out", "kid", "measure",
-]  # fmt: skip

@@ -8,6 +8,7 @@ import pandas as pd
 from dsnb.config import Release
 from dsnb.space import EFFECT_REGIONS, GROUPS, REGIONS, covariates
 
+EFFECTS = [REGIONS.index(name) for name in EFFECT_REGIONS]
 REQUESTED = ("ventricles", "hippocampus", "frontal")  # regions that age moves
 LEAST_DRAWN = 8  # reconstructed people a group
 
@@ -73,26 +74,20 @@ def equivalence(differences: np.ndarray, margin: float) -> tuple[np.ndarray, np.
 
 def compare_effects(real: People, synthetic: People, settings: Release) -> tuple[dict, list[dict]]:
     """Compare effects per region; returns headline numbers with intervals, and a row a region."""
-    used = [REGIONS.index(name) for name in EFFECT_REGIONS]
     sides = [
-        np.array([effects(side.take(rows))[used] for rows in resample(side.ds, settings, stream)])
-        for stream, side in enumerate((real, synthetic))
+        np.array([effects(one.take(rows))[EFFECTS] for rows in resample(one.ds, settings, stream)])
+        for stream, one in enumerate((real, synthetic))
     ]
-    d_real, d_synthetic = effects(real)[used], effects(synthetic)[used]
+    d_real, d_synthetic = effects(real)[EFFECTS], effects(synthetic)[EFFECTS]
     passed, limits = equivalence(sides[1] - sides[0], settings.margin_d)
-    spread = [np.sqrt((_residuals(side)[1][:, used] ** 2).mean(0)) for side in (real, synthetic)]
-    known = [np.quantile(side, [0.025, 0.975], axis=0).T for side in sides]
-    rows = [
-        {
-            "region": name, "real": d_real[i], "real_low": known[0][i, 0],
-            "real_high": known[0][i, 1], "synthetic": d_synthetic[i],
-            "synthetic_low": known[1][i, 0], "synthetic_high": known[1][i, 1],
-            "difference": d_synthetic[i] - d_real[i], "low_90": limits[i, 0],
-            "high_90": limits[i, 1], "equivalent": passed[i],
-            "sd_ratio": spread[1][i] / spread[0][i],
-        }
-        for i, name in enumerate(EFFECT_REGIONS)
-    ]  # fmt: skip
+    spread = [np.sqrt((_residuals(side)[1][:, EFFECTS] ** 2).mean(0)) for side in (real, synthetic)]
+    known = [np.quantile(side, [0.025, 0.975], axis=0) for side in sides]
+    table = pd.DataFrame({
+        "region": EFFECT_REGIONS, "real": d_real, "real_low": known[0][0], "real_high": known[0][1],
+        "synthetic": d_synthetic, "synthetic_low": known[1][0], "synthetic_high": known[1][1],
+        "difference": d_synthetic - d_real, "low_90": limits[:, 0], "high_90": limits[:, 1],
+        "equivalent": passed, "sd_ratio": spread[1] / spread[0],
+    })  # fmt: skip
     pairs = np.array([agreement(*pair) for pair in zip(*sides)])
     low, high = np.quantile(pairs, [0.025, 0.975], axis=0)
     correlation, slope = agreement(d_real, d_synthetic)
@@ -102,7 +97,7 @@ def compare_effects(real: People, synthetic: People, settings: Release) -> tuple
         "regions_equivalent": passed.sum(),
         "regions_within_margin": (np.abs(d_synthetic - d_real) < settings.margin_d).sum(),
     }  # fmt: skip
-    return numbers, rows
+    return numbers, table.to_dict("records")
 
 
 def ceiling(originals: People, drawn: People, settings: Release) -> dict:
@@ -110,10 +105,9 @@ def ceiling(originals: People, drawn: People, settings: Release) -> dict:
 
     It is None below `LEAST_DRAWN` people a group, where resampled groups have no spread.
     """
-    used = [REGIONS.index(name) for name in EFFECT_REGIONS]
 
     def slope(rows: np.ndarray) -> float:
-        return agreement(*(effects(side.take(rows))[used] for side in (originals, drawn)))[1]
+        return agreement(*(effects(side.take(rows))[EFFECTS] for side in (originals, drawn)))[1]
 
     error = 100 * np.abs(np.expm1(drawn.logs - originals.logs)).mean(0)
     found = {"region_error_pct": error.mean(), "region_errors_pct": dict(zip(REGIONS, error))}

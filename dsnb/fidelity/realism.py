@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
@@ -33,10 +34,6 @@ def fit_features(volumes: np.ndarray, grid: Grid, components: int) -> PCA:
     return PCA(count, whiten=True, svd_solver="full").fit(pooled(volumes, grid))
 
 
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
 def _mmd(xx, yy, xy) -> float:
     """Return the unbiased squared MMD of kernel matrices (n, n), (m, m), (n, m)."""
     n, m = xy.shape
@@ -47,27 +44,23 @@ def _mmd(xx, yy, xy) -> float:
 def kid(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Return the kernel inception distance of features (n, K) and (m, K), and its SE by jackknife.
 
-    Unbiased squared MMD under (x.y / K + 1)^3 (Binkowski et al., arXiv 1801.01401, eq. 4).
+    Unbiased squared MMD under the cubic kernel (x.y / K + 1)^3, scikit-learn's default
+    (Binkowski et al., arXiv 1801.01401, eq. 4).
     """
-    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    xx, yy, xy = (polynomial_kernel(*pair) for pair in ((x, x), (y, y), (x, y)))
     variance = 0.0
-    for side, size in enumerate(xy.shape):
-        left = []
-        for i in range(size):
-            keep = np.arange(size) != i
-            left.append(
-                _mmd(xx, yy[np.ix_(keep, keep)], xy[:, keep])
-                if side
-                else _mmd(xx[np.ix_(keep, keep)], yy, xy[keep])
-            )
-        variance += (size - 1) * np.var(left)
+    for own, other, across in ((xx, yy, xy), (yy, xx, xy.T)):
+        people = np.arange(len(own))
+        kept = (np.delete(people, one) for one in people)
+        left = [_mmd(own[np.ix_(rows, rows)], other, across[rows]) for rows in kept]
+        variance += (len(own) - 1) * np.var(left)
     return _mmd(xx, yy, xy), float(np.sqrt(variance))
 
 
 def kid_floor(sides: list[np.ndarray], settings: Release) -> np.ndarray:
     """Return the mean KID over groups of random halves of real features, one value a split."""
     rng = np.random.default_rng([settings.seed, 3])
-    kernels = [_kernel(x, x) for x in sides]
+    kernels = [polynomial_kernel(x) for x in sides]
     values = np.zeros(SPLITS)
     for split in range(SPLITS):
         for kernel in kernels:

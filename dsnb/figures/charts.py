@@ -19,6 +19,13 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
+def _open_chart(width: float, height: float) -> Figure:
+    """Open a figure (inches) that makes room for the labels of its axes."""
+    figure = open_figure(width, height)
+    figure.set_layout_engine("constrained", w_pad=0.08)
+    return figure
+
+
 def _plain_axes(axes: Axes, x_label: str, y_label: str):
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.spines[["top", "right"]].set_visible(False)
@@ -38,7 +45,7 @@ def plot_bars(
     A missing value is written as "not computed"; a missing interval is left out.
     """
     table = pd.DataFrame(table).reset_index(drop=True)
-    axes = (figure := open_figure(6.2, 0.9 + 0.32 * len(table))).subplots()
+    axes = (figure := _open_chart(6.2, 0.9 + 0.32 * len(table))).subplots()
     for place, row in table.iterrows():
         if pd.isna(row[value]):
             style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
@@ -63,17 +70,14 @@ def plot_scatter(
     labels: Sequence[str],
     x_label: str,
     y_label: str,
-    ranges: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
-    """Show named points beside the identity line; `ranges` of x and y are (N, 2): low, high."""
-    axes = (figure := open_figure(5.2, 4.6)).subplots()
+    """Show named points beside the identity line."""
+    axes = (figure := _open_chart(5.2, 4.6)).subplots()
     x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
     axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
-    named = zip(("xerr", "yerr"), ranges or (), (x, y))
-    bars = {name: np.abs(limits.T - values) for name, limits, values in named}
-    axes.errorbar(x, y, fmt="o", color=COLOURS["euploid"], ms=5, lw=1, alpha=0.8, **bars)
+    axes.plot(x, y, "o", color=COLOURS["euploid"], ms=5, alpha=0.8)
     for place, name in zip(zip(x, y), labels):
         style = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
         axes.annotate(str(name).replace("_", " "), place, **style)
@@ -90,7 +94,7 @@ def plot_training(
 
     Steps without a value are left out.
     """
-    figure = open_figure(8.0, 3.0)
+    figure = _open_chart(8.0, 3.0)
     losses, scores = figure.subplots(1, 2)
     for name, colour in _colours(list(terms)).items():
         losses.plot(*stats[[seen, name]].dropna().to_numpy().T, color=colour, lw=1.2, label=name)
@@ -105,7 +109,7 @@ def plot_training(
 
 def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
     """Show radial power spectra {name: (F,)} over spatial frequency (cycles per mm)."""
-    axes = (figure := open_figure(5.2, 3.4)).subplots()
+    axes = (figure := _open_chart(5.2, 3.4)).subplots()
     for name, colour in _colours(list(power)).items():
         axes.loglog(per_mm, power[name], color=colour, lw=1.5, label=name)
     axes.legend(frameon=False, fontsize=8)
@@ -117,7 +121,7 @@ def plot_curves(
     curves: dict[str, pd.DataFrame], x: str, y: str, x_label: str, y_label: str
 ) -> Figure:
     """Show one curve a table {name: columns x, y, low, high}, with its interval as a band."""
-    axes = (figure := open_figure(5.2, 3.4)).subplots()
+    axes = (figure := _open_chart(5.2, 3.4)).subplots()
     for (name, colour), table in zip(_colours(list(curves)).items(), curves.values()):
         axes.fill_between(table[x], table["low"], table["high"], color=colour, alpha=0.2, lw=0)
         axes.plot(table[x], table[y], "o-", color=colour, ms=3, lw=1.5, label=name)
@@ -129,7 +133,7 @@ def plot_curves(
 
 def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     """Show every value of each group {name: (N,)}, its median and quartiles."""
-    axes = (figure := open_figure(1.2 + 1.1 * len(groups), 3.2)).subplots()
+    axes = (figure := _open_chart(1.2 + 1.1 * len(groups), 3.2)).subplots()
     jitter = np.random.default_rng(0)
     for place, (name, colour) in enumerate(_colours(list(groups)).items()):
         values = np.asarray(groups[name], float)
@@ -144,17 +148,15 @@ def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     return figure
 
 
-def plot_embedding(
-    scores: np.ndarray, groups: Sequence[str], variance: Sequence[float] | None = None
-) -> Figure:
+def plot_embedding(scores: np.ndarray, groups: Sequence[str], variance: Sequence[float]) -> Figure:
     """Show the first two of `scores` (N, K) by group; `variance` holds explained shares (0..1)."""
-    axes = (figure := open_figure(4.8, 4.0)).subplots()
+    axes = (figure := _open_chart(4.8, 4.0)).subplots()
     groups = np.asarray(groups, str)
     for (name, colour), mark in zip(_colours(list(dict.fromkeys(groups))).items(), "os^Dv<>P" * 4):
         rows = groups == name
         axes.plot(*scores[rows, :2].T, mark, color=colour, ms=4, alpha=0.6, mew=0,
                   label=f"{name} (n = {rows.sum()})")  # fmt: skip
-    shares = ["", ""] if variance is None else [f" ({100 * share:.0f} %)" for share in variance]
     axes.legend(frameon=False, fontsize=8)
-    _plain_axes(axes, f"component 1{shares[0]}", f"component 2{shares[1]}")
+    names = (f"component {k} ({100 * share:.0f} %)" for k, share in enumerate(variance, start=1))
+    _plain_axes(axes, *names)
     return figure

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dsnb import bids, dataset, record, space
-from dsnb.figures.slices import CUTS, GREY, cut_volume, mark_slice, open_figure, show_slice
+from dsnb.figures.slices import POINT, as_image, draw, mark, open_figure, place
 from dsnb.space import Grid
 from dsnb.volumes import prepared_path
 
@@ -19,21 +19,18 @@ DRAWN = ("planted", "sham", "twin")  # kinds that no scanner made
 BRIGHTEST = 1.1
 
 
-def _draw_scan(row, volume: np.ndarray, grid: Grid, cuts) -> None:
-    """Draw a prepared scan's cuts into axes, with the outline of the template's brain."""
-    brain = space.load_template(grid).brain.astype(np.float32)
-    for axes, cut in zip(row, cuts):
-        show_slice(axes, volume, grid.affine, cut, cmap=GREY, vmin=0, vmax=BRIGHTEST)
-        picture, extent = cut_volume(brain, grid.affine, cut)
-        axes.contour(picture, [0.5], extent=extent, colors="#E69F00", linewidths=0.7)
-        mark_slice(axes, cut)
+def _draw_scan(volume: np.ndarray, grid: Grid, title: str, **how) -> None:
+    """Draw a prepared scan (X, Y, Z) with the outline of the template's brain."""
+    display = draw(volume, grid.affine, BRIGHTEST, colorbar=False, **how)
+    brain = as_image(space.load_template(grid).brain, grid.affine)
+    display.add_contours(brain, levels=[0.5], colors="#E69F00", linewidths=0.7)
+    mark(display, title)
 
 
 def plot_check(volume: np.ndarray, grid: Grid, title: str) -> Figure:
     """Show three cuts of one prepared scan (X, Y, Z) with the template brain's outline."""
-    figure = open_figure(7.2, 2.9)
-    _draw_scan(figure.subplots(1, len(CUTS)), volume, grid, CUTS)
-    figure.suptitle(title, fontsize=8)
+    figure = open_figure(7.2, 2.6)
+    _draw_scan(volume, grid, title, cut_coords=POINT, figure=figure)
     return figure
 
 
@@ -44,15 +41,14 @@ def plot_sheet(volumes: np.ndarray, table: pd.DataFrame, grid: Grid, named: bool
     left out. People are `named` in the data root only, never on a page.
     """
     worst = table[~table["kind"].isin(DRAWN)].sort_values("doubt", ascending=False, kind="stable")
-    columns = min(6, len(worst))
-    lines = -(-min(SHEET, len(worst)) // columns)
-    figure = open_figure(1.6 * columns, 2.1 * lines)
-    grid_of = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid_of:
-        axes.axis("off")
-    for axes, (row, entry) in zip(grid_of, worst.iterrows()):
-        _draw_scan([axes], np.asarray(volumes[row], np.float32), grid, CUTS[1:2])
-        axes.set_title(named * f"{entry['participant_id']}: " + entry["flag"], fontsize=6)
+    worst, columns = worst.head(SHEET), min(6, len(worst))
+    lines = -(-len(worst) // columns)
+    figure = open_figure(1.6 * columns, 2.0 * lines)
+    for number, (row, entry) in enumerate(worst.iterrows()):
+        axes = place(number // columns, lines, number % columns, columns)
+        title = named * f"{entry['participant_id']}: " + entry["flag"]
+        how = {"display_mode": "y", "cut_coords": POINT[1:2], "figure": figure, "axes": axes}
+        _draw_scan(volumes[row], grid, title, **how)
     return figure
 
 

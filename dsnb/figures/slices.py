@@ -1,4 +1,4 @@
-"""Volumes and maps as slices.
+"""Volumes and maps as slices, drawn by nilearn.
 
 Slices follow the neurological convention: left of the picture is left of the person, and every
 picture says so. Diverging maps are centred on zero; colours are told apart by the colour-blind.
@@ -7,68 +7,45 @@ picture says so. Diverging maps are centred on zero; colours are told apart by t
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-
-from dsnb.checks import BadInput
+from nilearn import plotting
+from nilearn.plotting.displays import BaseSlicer
 
 DPI = 110
-DIVERGING, GREY = "RdBu_r", "gray"
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the axis that it cuts
-ENDS = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}
-CUTS = (("axial", 6.0), ("coronal", -20.0), ("sagittal", 4.0))
-Cut = tuple[str, float]  # plane and its MNI millimetre
+POINT = (4.0, -20.0, 6.0)  # MNI mm at which pictures are cut: sagittal, coronal, axial
+STYLE = {"annotate": False, "draw_cross": False, "black_bg": True, "dim": 0}
+EMPTY = 1e-6  # what lies closer to 0 is no tissue, or no departure
 
 
 def open_figure(width: float, height: float) -> Figure:
     """Open a figure (inches) that pyplot forgets, so that a notebook shows it once."""
-    figure = plt.figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08)
+    figure = plt.figure(figsize=(width, height), dpi=DPI)
     plt.close(figure)
     return figure
 
 
-def cut_volume(volume: np.ndarray, affine: np.ndarray, cut: Cut) -> tuple[np.ndarray, list]:
-    """Return a slice (rows, columns) of a RAS volume, and its (left, right, bottom, top) in mm.
-
-    For `imshow(origin="lower")`; a cut outside of the volume is refused.
-    """
-    plane, mm = cut
-    axis = PLANES[plane]
-    steps_mm, start_mm = np.diag(affine)[:3], affine[:3, 3]
-    index = int(np.rint((mm - start_mm[axis]) / steps_mm[axis]))
-    if not 0 <= index < volume.shape[axis]:
-        last = start_mm[axis] + steps_mm[axis] * (volume.shape[axis] - 1)
-        expected = f"{start_mm[axis]:g} to {last:g} mm"
-        raise BadInput("E-CUT", "figure", f"the {plane} cut", mm, expected, "move the cut")
-    across, up = (other for other in range(3) if other != axis)
-    ends = ((side, stop) for side in (across, up) for stop in (0, volume.shape[side]))
-    edges = [start_mm[side] + steps_mm[side] * (stop - 0.5) for side, stop in ends]
-    return np.take(volume, index, axis=axis).T, edges
+def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """Return a volume (X, Y, Z) as nilearn wants it."""
+    return nib.Nifti1Image(np.asarray(volume, np.float32), affine)
 
 
-def show_slice(axes: Axes, volume: np.ndarray, affine: np.ndarray, cut: Cut, **style) -> None:
-    """Draw one slice; `style` goes to imshow."""
-    picture, extent = cut_volume(np.asarray(volume, np.float32), affine, cut)
-    axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", **style)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+def draw(volume: np.ndarray, affine: np.ndarray, top: float = 1.0, **how) -> BaseSlicer:
+    """Draw a grey volume (X, Y, Z) from 0 to `top`; `how` goes to nilearn."""
+    grey = {"threshold": EMPTY, "vmin": 0, "vmax": top}
+    return plotting.plot_anat(as_image(volume, affine), **grey, **how, **STYLE)
 
 
-def mark_slice(axes: Axes, cut: Cut, colour: str = "white") -> None:
-    """Write the two ends of the horizontal axis, the coordinate, and a 50 mm bar into a slice."""
-    plane, mm = cut
-    small = {"color": colour, "fontsize": 7, "transform": axes.transAxes}
-    axes.text(0.02, 0.5, ENDS[plane][0], va="center", **small)
-    axes.text(0.98, 0.5, ENDS[plane][1], va="center", ha="right", **small)
-    axes.text(0.02, 0.02, f"{'xyz'[PLANES[plane]]} = {mm:g} mm", **small)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    x, y = right - 0.04 * (right - left), bottom + 0.05 * (top - bottom)
-    axes.plot([x - 50, x], [y, y], color=colour, linewidth=1.5)
-    axes.text(x - 25, y + 2, "50 mm", color=colour, fontsize=5, ha="center")
+def place(row: int, rows: int, column: int = 0, columns: int = 1) -> tuple[float, ...]:
+    """Return left, bottom, width and height of one cell of a figure, row 0 on top."""
+    return column / columns, 1 - (row + 1) / rows, 0.99 / columns, 0.99 / rows
+
+
+def mark(display: BaseSlicer, title: str) -> None:
+    """Write title, sides, coordinates and a 50 mm bar into a picture."""
+    display.title(title, size=7, color="white", bgcolor="black")
+    display.annotate(size=8, scalebar=True, scale_size=50, scale_units="mm")
 
 
 def _limit(values: Sequence[np.ndarray]) -> float:
@@ -77,37 +54,17 @@ def _limit(values: Sequence[np.ndarray]) -> float:
     return float(np.quantile(sizes[sizes > 0], 0.995)) if sizes.any() else 1.0
 
 
-def _colour_bar(figure: Figure, axes, low: float, high: float, colours: str, unit: str, **style):
-    figure.colorbar(ScalarMappable(Normalize(low, high), colours), ax=axes, label=unit, **style)
-
-
 def plot_slices(
     volumes: dict[str, np.ndarray],
     affine: np.ndarray,
-    cuts: Sequence[Cut] = CUTS,
-    limits: tuple[float, float] = (0.0, 1.0),
     unit: str = "intensity (white matter near 0.85)",
 ) -> Figure:
-    """Show volumes {title: (X, Y, Z)} as rows of slices under one grey scale."""
-    figure = open_figure(2.0 * len(cuts) + 0.9, 2.1 * len(volumes))
-    grid = figure.subplots(len(volumes), len(cuts), squeeze=False)
-    for row, (title, volume) in zip(grid, volumes.items()):
-        for axes, cut in zip(row, cuts):
-            show_slice(axes, volume, affine, cut, cmap=GREY, vmin=limits[0], vmax=limits[1])
-            mark_slice(axes, cut)
-        row[0].set_ylabel(title, fontsize=9)
-    _colour_bar(figure, grid, *limits, GREY, unit, shrink=min(1, 1.4 / len(volumes)))
+    """Show volumes {title: (X, Y, Z)} as rows of slices under one grey scale from 0 to 1."""
+    figure = open_figure(6.9, 2.4 * len(volumes))
+    for row, (title, volume) in enumerate(volumes.items()):
+        how = {"cut_coords": POINT, "figure": figure, "axes": place(row, len(volumes))}
+        mark(draw(volume, affine, **how), f"{title}, {unit}")
     return figure
-
-
-def _overlay(axes: Axes, background, values, affine, cut: Cut, threshold: float, limit: float):
-    """Draw a diverging map over a grey slice; what stays below the threshold is transparent."""
-    if background is not None:
-        top = max(float(np.max(background)), 1e-6)
-        show_slice(axes, background, affine, cut, cmap=GREY, vmin=0, vmax=top)
-    values = np.asarray(values, np.float32)
-    shown = np.where(np.abs(values) > threshold, values, np.nan)
-    show_slice(axes, shown, affine, cut, cmap=DIVERGING, vmin=-limit, vmax=limit)
 
 
 def plot_overlay(
@@ -116,19 +73,13 @@ def plot_overlay(
     affine: np.ndarray,
     unit: str = "z",
     threshold: float = 0.0,
-    limit: float | None = None,
-    cuts: Sequence[Cut] = CUTS,
 ) -> Figure:
     """Show a map (X, Y, Z) centred on zero over a grey volume; hide what is within +-threshold."""
-    limit = limit or _limit([values])
-    figure = open_figure(2.2 * len(cuts) + 0.9, 2.4)
-    row = figure.subplots(1, len(cuts), squeeze=False)[0]
-    for axes, cut in zip(row, cuts):
-        _overlay(axes, background, values, affine, cut, threshold, limit)
-        mark_slice(axes, cut)
-    shown = f", shown beyond {threshold:g}" if threshold else ""
-    _colour_bar(figure, row, -limit, limit, DIVERGING, unit + shown, shrink=0.8)
-    return figure
+    images = as_image(values, affine), as_image(background, affine)
+    how = {"cut_coords": POINT, "figure": open_figure(6.9, 2.4), "vmax": _limit([values])}
+    display = plotting.plot_stat_map(*images, threshold=threshold or EMPTY, **how, **STYLE)
+    mark(display, unit + (f", shown beyond {threshold:g}" if threshold else ""))
+    return how["figure"]
 
 
 def plot_cases(
@@ -136,28 +87,26 @@ def plot_cases(
     units: dict[str, str],
     affine: np.ndarray,
     labels: Sequence[str],
-    cut: Cut = CUTS[0],
-    background: str | None = None,
+    background: str,
 ) -> Figure:
     """Show one row a person: patient, expected, z map, truth.
 
     `columns` is {title: volumes in the order of `labels`}. A column named in `units` is a map:
     diverging, one limit a column, drawn over the column `background`; the others are grey.
     """
-    figure = open_figure(1.9 * len(columns), 2.0 * len(labels) + 0.8)
-    grid = figure.subplots(len(labels), len(columns), squeeze=False)
-    for (title, volumes), stack in zip(columns.items(), grid.T):
-        limit = _limit(volumes) if title in units else 1.0
-        for number, (axes, volume) in enumerate(zip(stack, volumes)):
+    figure = open_figure(2.2 * len(columns), 2.2 * len(labels))
+    for column, (title, volumes) in enumerate(columns.items()):
+        limit = _limit(volumes)
+        for row, (label, volume) in enumerate(zip(labels, volumes)):
+            axes = place(row, len(labels), column, len(columns))
+            how = {"display_mode": "z", "cut_coords": POINT[2:], "figure": figure, "axes": axes}
             if title in units:
-                under = columns[background][number] if background else None
-                _overlay(axes, under, volume, affine, cut, 0.05 * limit, limit)
+                under = columns[background][row]
+                pair = np.where(under > 0, volume, 0), under  # outside of the brain: nothing
+                how |= {"threshold": 0.05 * limit, "vmax": limit}
+                images = (as_image(one, affine) for one in pair)
+                display = plotting.plot_stat_map(*images, **how, **STYLE)
             else:
-                show_slice(axes, volume, affine, cut, cmap=GREY, vmin=0, vmax=1)
-            mark_slice(axes, cut, "white" if background or title not in units else "black")
-        stack[0].set_title(title, fontsize=9)
-        bar = (-limit, limit, DIVERGING, units[title]) if title in units else (0, 1, GREY, "")
-        _colour_bar(figure, list(stack), *bar, orientation="horizontal", shrink=0.8, pad=0.02)
-    for axes, label in zip(grid[:, 0], labels):
-        axes.set_ylabel(label, fontsize=8)
+                display = draw(volume, affine, **how)
+            mark(display, f"{label}: {units.get(title, title)}")
     return figure

@@ -3,8 +3,3 @@
 from dsnb.pages.book import REPOSITORY, build_book, publish, verify, with_results
 from dsnb.pages.notebook import may_show_people, open_notebook, open_study, show, spell
 from dsnb.pages.runner import run_study
-
-__all__ = [
-    "REPOSITORY", "build_book", "may_show_people", "open_notebook", "open_study", "publish",
-    "run_study", "show", "spell", "verify", "with_results",
-]  # fmt: skip

@@ -3,7 +3,3 @@
 from dsnb.phantom.fields import disease_displacement, sham_displacement
 from dsnb.phantom.scans import PHANTOM_VERSION, make_cohort
 from dsnb.phantom.summary import summarise
-
-__all__ = [
-    "PHANTOM_VERSION", "disease_displacement", "make_cohort", "sham_displacement", "summarise",
-]  # fmt: skip

@@ -7,6 +7,7 @@ are in mm; a backward one takes the value of x + u(x). Numbers tagged [E] are ou
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import fft, interpolate, ndimage
 from threadpoolctl import threadpool_limits
@@ -25,28 +26,31 @@ REFILL_DEFAULT_MM = 7.0
 one_thread = threadpool_limits.wrap(limits=1)
 THIN = ("ventricles", "corpus_callosum")  # thinner than the lattice: grow evenly, edges included
 
-# Region change (%) of DS against euploid after head-size correction, severity 1: facts 2.1, `rel.`
-# column, and 0 where it has none. Ventricles: raw +10 over a brain of 0.83. Caudate: ours.
-DISEASE = {
-    "cerebellum": -12, "brainstem": -5, "hippocampus": -12, "amygdala": 0, "parahippocampal": 10,
-    "frontal": -5, "superior_temporal": -6, "lentiform": 15, "ventricles": 32,
-    "corpus_callosum": -15, "thalamus": 6, "caudate": 6, "temporal": 0, "parietal": 0,
-    "occipital": 0, "white_matter": 0,
-}  # fmt: skip
-# Extra change (%) by Alzheimer stage, facts 2.1; other regions none.
-STAGE_EXTRA = {
-    "prodromal": {
-        "hippocampus": -8, "amygdala": -8, "frontal": -1, "superior_temporal": -3, "temporal": -3,
-        "parietal": -4, "lentiform": -2, "thalamus": -2, "caudate": -2, "ventricles": 25,
-        "corpus_callosum": -4,
-    },
-    "dementia": {
-        "cerebellum": -2, "brainstem": -2, "hippocampus": -20, "amygdala": -18,
-        "parahippocampal": -10, "frontal": -4, "superior_temporal": -9, "temporal": -9,
-        "parietal": -10, "occipital": -3, "lentiform": -7, "thalamus": -7, "caudate": -7,
-        "ventricles": 60, "corpus_callosum": -10,
-    },
-}  # fmt: skip
+# `ds`: change (%) of DS against euploid after head-size correction, severity 1: facts 2.1, `rel.`
+# column, and 0 where it has none; ventricles: raw +10 over a brain of 0.83; caudate: ours.
+# `prodromal`, `dementia`: extra change (%) by Alzheimer stage, facts 2.1.
+# Of log volume, [E]: `spread`, SD between people, drawn so that facts 2.1 is reached beside the
+# neighbours' pull (cortex and cerebellum 6-8 %, deep grey 8-10 %, ventricles 40-50 %); `decade`,
+# change per decade after 30; `male`, men minus women (regions.md).
+CONSTANTS = pd.DataFrame.from_dict({
+    "cerebellum":        (-12,  0,  -2,  0.07, -0.015,  0.01),
+    "brainstem":         ( -5,  0,  -2,  0.07, -0.005,  0.01),
+    "hippocampus":       (-12, -8, -20,   0.1, -0.035,   0.0),
+    "amygdala":          (  0, -8, -18,  0.09, -0.025,  0.03),
+    "parahippocampal":   ( 10,  0, -10,  0.09,  -0.02,   0.0),
+    "frontal":           ( -5, -1,  -4, 0.085,  -0.03, -0.01),
+    "superior_temporal": ( -6, -3,  -9,  0.08, -0.025, -0.01),
+    "lentiform":         ( 15, -2,  -7,  0.09, -0.015,  0.01),
+    "ventricles":        ( 32, 25,  60,  0.46,   0.11,  0.08),
+    "corpus_callosum":   (-15, -4, -10,   0.1,  -0.02, -0.02),
+    "thalamus":          (  6, -2,  -7,  0.09, -0.015,   0.0),
+    "caudate":           (  6, -2,  -7,  0.09, -0.015,   0.0),
+    "temporal":          (  0, -3,  -9, 0.085, -0.025,   0.0),
+    "parietal":          (  0, -4, -10,  0.09, -0.035, -0.01),
+    "occipital":         (  0,  0,  -3,  0.08, -0.015,   0.0),
+    "white_matter":      (  0,  0,   0,  0.03, -0.012,   0.0),
+}, "index", columns=["ds", "prodromal", "dementia", "spread", "decade", "male"]
+).loc[list(space.REGIONS)]  # fmt: skip
 # Gradients inside a region along x, y, z that leave its volume alone, so no region table holds
 # them: log-volume change at one SD of the coordinate (thin rostral callosum: Wang 1992). [E]
 OFF_ATLAS = {
@@ -189,11 +193,11 @@ def targets(progress: float, severity: float) -> np.ndarray:
     Progress is 0 without Alzheimer's disease, 1 as in a typical prodromal and 2 as in a typical
     demented person; in between it is linear, beyond 2 it goes on.
     """
-    nodes = [{}, STAGE_EXTRA["prodromal"], STAGE_EXTRA["dementia"]]
-    extra = np.log1p([[node.get(name, 0) / 100 for name in space.REGIONS] for node in nodes])
-    start = min(int(progress), 1)
+    changes = CONSTANTS[["ds", "prodromal", "dementia"]] / 100
+    disease, prodromal, dementia = np.log1p(np.ascontiguousarray(changes.to_numpy().T))
+    extra, start = (0 * disease, prodromal, dementia), min(int(progress), 1)
     late = extra[start] + (progress - start) * (extra[start + 1] - extra[start])
-    return severity * (np.log1p([DISEASE[name] / 100 for name in space.REGIONS]) + late)
+    return severity * (disease + late)
 
 
 @cache

@@ -5,24 +5,8 @@ import pandas as pd
 
 from dsnb import space
 from dsnb.config import Cohort
-from dsnb.phantom.fields import LATTICE, basis, draw_factor, smooth_noise, swirl
+from dsnb.phantom.fields import CONSTANTS, LATTICE, basis, draw_factor, smooth_noise, swirl
 
-# Log-volume: SD between people, drawn so that facts 2.1 is reached beside the neighbours' pull
-# (cortex and cerebellum 6-8 %, deep grey 8-10 %, ventricles 40-50 %), change per decade after 30,
-# and men minus women (regions.md). [E]
-TRAITS = pd.DataFrame(
-    {
-        "cerebellum": (0.07, -0.015, 0.01), "brainstem": (0.07, -0.005, 0.01),
-        "hippocampus": (0.10, -0.035, 0.0), "amygdala": (0.09, -0.025, 0.03),
-        "parahippocampal": (0.09, -0.020, 0.0), "frontal": (0.085, -0.030, -0.01),
-        "superior_temporal": (0.08, -0.025, -0.01), "lentiform": (0.09, -0.015, 0.01),
-        "ventricles": (0.46, 0.11, 0.08), "corpus_callosum": (0.10, -0.020, -0.02),
-        "thalamus": (0.09, -0.015, 0.0), "caudate": (0.09, -0.015, 0.0),
-        "temporal": (0.085, -0.025, 0.0), "parietal": (0.09, -0.035, -0.01),
-        "occipital": (0.08, -0.015, 0.0), "white_matter": (0.03, -0.012, 0.0),
-    },
-    index=["spread", "decade", "male"],
-)[list(space.REGIONS)]  # fmt: skip
 # Neighbours in kind vary together: r = 0.45 inside a family, 0.25 across, ventricles -0.2. [E]
 FAMILIES = (
     ("frontal", "superior_temporal", "temporal", "parietal", "occipital"),
@@ -176,11 +160,11 @@ def individual_velocities(row: dict, seed: int) -> tuple[np.ndarray, np.ndarray]
     stretch = rng.normal(0, AXES_SD, (3, 1, 1, 1)).astype(np.float32)
     centred = LATTICE.coordinates_mm() - np.float32(space.CENTRE_MM)[:, None, None, None]
     shape = np.float32(wider) * (noise + stretch * centred)
-    spread = TRAITS.loc["spread"] * wider
+    spread = CONSTANTS["spread"] * wider
     if row["group"] == "DS":  # the disease widens them, each person's by another factor
         spread["ventricles"] *= DS_VENTRICLES
     wanted = spread.to_numpy() * draw_regions(rng)
-    wanted = wanted + TRAITS.loc["decade"].to_numpy() * (max(row["age"], 30) - 30) / 10
-    wanted = wanted + TRAITS.loc["male"].to_numpy() * (0.5 if row["sex"] == "M" else -0.5)
+    wanted = wanted + CONSTANTS["decade"].to_numpy() * (max(row["age"], 30) - 30) / 10
+    wanted = wanted + CONSTANTS["male"].to_numpy() * (0.5 if row["sex"] == "M" else -0.5)
     flows, _, inverse = basis()
     return np.tensordot((inverse @ wanted).astype(np.float32), flows, 1), shape

@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from dsnb import space
 from dsnb.config import Study
@@ -96,14 +97,9 @@ def draw_pose(row: dict, study: Study) -> tuple[np.ndarray, np.ndarray]:
     template_ml = float(space.load_template(LATTICE).brain.sum()) * LATTICE.voxel_ml
     axes = np.array([row[f"head_{axis}"] for axis in ("lr", "ap", "si")])
     scale = axes * np.cbrt(row["tiv_ml"] / template_ml / axes.prod())
-    turn = np.radians(rng.normal(0, TURN_DEGREES, 3))
-    rotation = np.eye(3)
-    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), turn):
-        step = np.eye(3)
-        step[[i, j], [i, j]], step[i, j], step[j, i] = np.cos(angle), -np.sin(angle), np.sin(angle)
-        rotation = rotation @ step
+    turn = np.radians(rng.normal(0, TURN_DEGREES, 3)) * (1, -1, 1)
     to_native = np.eye(4)
-    to_native[:3, :3] = rotation @ np.diag(scale)
+    to_native[:3, :3] = Rotation.from_euler("XYZ", turn).as_matrix() @ np.diag(scale)
     to_native[:3, 3] = rng.normal(0, SHIFT_MM, 3) - to_native[:3, :3] @ space.CENTRE_MM
     affine = np.diag([*NATIVE_MM, 1.0])
     affine[:3, 3] = -np.array(NATIVE_MM) * (np.array(NATIVE_SHAPE) - 1) / 2

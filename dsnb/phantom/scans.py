@@ -141,28 +141,13 @@ def _write_tables(raw: Path, visits: list[tuple[dict, tuple[str, ...]]]) -> None
     bids.write_table(raw / "participants.tsv", table)
     truth = pd.DataFrame([_truth_row(raw, row) for row, _ in visits])
     bids.write_table(raw / "derivatives/truth/truth.tsv", truth)
-    record.write_json(raw / "participants.json", COLUMNS)
+    columns = bids.OF_PERSON | bids.OF_VISIT | bids.OF_SCAN
+    columns |= {"head_ap": "native length over the template's; _lr width, _si height"}
+    bids.write_dictionary(raw / "participants.json", columns)
     bids.describe(raw, "dsnb digital phantom cohort")
     for kind in ("truth", "native"):
         name = f"Digital phantom cohort: {kind}"
         bids.describe(raw / "derivatives" / kind, name, "bids:raw")
-
-
-COLUMNS = {
-    "family": {"Description": "key of the split; a twin or sham shares its original's"},
-    "kind": {
-        "Description": "recorded; twin (same seeds, no disease); sham (random field); repeat (a "
-        "second visit); native (the same scan in the scanner's own space)"
-    },
-    "origin": {"Description": "participant_id of the original"},
-    "age": {"Units": "years"},
-    "cohort": {"Description": "PUBLIC, CLINIC or EXTERNAL; each has sites of its own"},
-    "motion": {"Units": "mm", "Description": "motion blur, SD"},
-    "tiv_ml": {"Units": "ml", "Description": "native head size, metadata only"},
-    "head_ap": {"Description": "native length over the template's; _lr width, _si height"},
-    "cognition": {"Description": "0 to 100, floor 0"},
-    "t1w": {"Description": "path of the volume from this folder"},
-}
 
 
 def _as_kind(raw: Path, row: dict, kind: str) -> dict:

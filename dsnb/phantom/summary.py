@@ -9,7 +9,7 @@ import pandas as pd
 from dsnb import bids, record, space
 from dsnb.config import Study
 from dsnb.phantom import fields
-from dsnb.phantom.people import FAMILIES, REPEAT_YEARS, TRAITS
+from dsnb.phantom.people import FAMILIES, REPEAT_YEARS
 from dsnb.phantom.scans import PHANTOM_VERSION
 
 
@@ -51,9 +51,9 @@ def region_rows(truth: pd.DataFrame) -> list[dict]:
         )
         gaps = (reached - wanted).groupby(affected["stage"]).mean().abs()
         rows.append({
-            "region": name, "base_target_pct": fields.DISEASE[name], "wanted_pct": wanted.mean(),
-            "reached_pct": reached.mean(), "sd_pct": reached.std(ddof=0), "gap_points": gaps.max(),
-            "people": len(affected),
+            "region": name, "base_target_pct": fields.CONSTANTS.loc[name, "ds"],
+            "wanted_pct": wanted.mean(), "reached_pct": reached.mean(),
+            "sd_pct": reached.std(ddof=0), "gap_points": gaps.max(), "people": len(affected),
         })  # fmt: skip
     return rows
 
@@ -69,7 +69,7 @@ def spread_rows(euploids: pd.DataFrame) -> dict[str, list[dict]]:
     volumes = np.log(euploids[[f"{name}_before" for name in space.REGIONS]].to_numpy(float))
     left = volumes - design @ np.linalg.lstsq(design, volumes, rcond=None)[0]
     sd = np.sqrt((left**2).sum(0) / (len(left) - design.shape[1]))
-    drawn = TRAITS.loc["spread"]
+    drawn = fields.CONSTANTS["spread"]
     spread = [
         {"region": name, "drawn_sd_pct": 100 * drawn[name], "reached_sd_pct": 100 * value}
         for name, value in zip(space.REGIONS, sd)
@@ -92,15 +92,12 @@ def repeat_rows(truth: pd.DataFrame, repeats: pd.DataFrame) -> list[dict]:
 
     Groups of fewer than five people are left out.
     """
-    known, rows = truth.set_index("participant_id"), []
     if repeats.empty:
-        return rows
-    first = known.loc[repeats["origin"]]
-    again = known.loc[repeats["participant_id"]]
-    stages = first["stage"].replace("n/a", "euploid").to_numpy()
-    for name in space.REGIONS:
-        ratio = np.log(again[f"{name}_after"].to_numpy() / first[f"{name}_after"].to_numpy())
-        mean = pd.Series(100 * np.expm1(ratio / REPEAT_YEARS)).groupby(stages).agg(["mean", "size"])
-        kept = mean[mean["size"] >= 5]["mean"]
-        rows.append({"region": name, **kept.add_suffix("_pct_a_year").to_dict()})
-    return rows
+        return []
+    known, columns = truth.set_index("participant_id"), [f"{name}_after" for name in space.REGIONS]
+    first, again = (known.loc[repeats[name]] for name in ("origin", "participant_id"))
+    ratio = np.log(again[columns].to_numpy() / first[columns].to_numpy())
+    change = pd.DataFrame(100 * np.expm1(ratio / REPEAT_YEARS), columns=list(space.REGIONS))
+    stages = change.groupby(first["stage"].replace("n/a", "euploid").to_numpy())
+    table = stages.mean()[stages.size() >= 5].T.add_suffix("_pct_a_year")
+    return table.rename_axis("region").reset_index().to_dict("records")

@@ -6,6 +6,7 @@ A pass is worded "no evidence of copying under these tests". On a phantom it pro
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ import pandas as pd
 from dsnb import dataset, fidelity, record, vae
 from dsnb.config import Study
 from dsnb.fidelity.realism import fit_features
-from dsnb.privacy.attacks import attack_auc, losses, membership, overfit
-from dsnb.privacy.copies import Detector, Library, neighbours, plant
+from dsnb.privacy import attacks, copies
 from dsnb.space import GROUPS
 
 # The bars of a release; constants, since a bar that can be set is no bar.
@@ -98,24 +98,15 @@ def _tests(root: Path, study: Study, rows: dict, table: pd.DataFrame, volumes) -
     """Run neighbour tests, attacks and positive controls; returns headline and tables."""
     settings, model = study.release, vae.load(root)
     space = fit_features(volumes[fidelity.basis(table)], study.grid, settings.components)
-    library = Library(volumes[rows["training"]], study.grid, space)
+    library = copies.Library(volumes[rows["training"]], study.grid, space)
     rng = np.random.default_rng([settings.seed, 10])
     originals = np.sort(rng.choice(rows["training"], settings.copies, replace=False))
-
-    def draw(some: np.ndarray) -> np.ndarray:
-        return vae.reconstruct(model, some)
-
+    draw = partial(vae.reconstruct, model)
     sides = {name: draw(volumes[rows[name]]) for name in ("A", "B")}
     sides["synthetic"] = dataset.load_volumes(root, "synthetic")
-    copies = plant(volumes[originals], draw, settings.seed)
-    near, tables = neighbours(library, sides, copies, settings.tail)
-    attack, tables["attacks"] = membership(root, study, rows)
-    overfitted, people = overfit(root, study)
+    planted = copies.plant(volumes[originals], draw, settings.seed)
+    near, tables = copies.neighbours(library, sides, planted, settings.tail)
+    attack, tables["attacks"] = attacks.membership(root, study, rows)
+    overfitted, people = attacks.overfit(root, study)
     tables["overfit_people"] = people
     return near | attack | {"overfit_attack_auc": overfitted}, tables
-
-
-__all__ = [
-    "Detector", "Library", "attack_auc", "audit", "judge", "losses", "membership", "neighbours",
-    "overfit", "plant",
-]  # fmt: skip

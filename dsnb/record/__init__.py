@@ -24,10 +24,3 @@ from dsnb.record.results import (
     read_results,
     write_results,
 )  # fmt: skip
-
-__all__ = [
-    "HEADLINE", "HOME", "Product", "STAGES", "add_row", "begin", "code_digest", "digest",
-    "find_root", "find_row", "is_stale", "ledger_rows", "lock", "open_root", "plain", "progress",
-    "provenance", "read_mark", "read_results", "require", "row_key", "say", "write_json",
-    "write_results", "write_text", "writing",
-]  # fmt: skip

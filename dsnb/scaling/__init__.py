@@ -18,9 +18,3 @@ from dsnb.scaling.tables import (
     read_speed,
     tell_ablations,
 )
-
-__all__ = [
-    "CODE", "MEASURES", "ablation_table", "bench", "bench_cost", "bench_speed", "calculate",
-    "cost_check", "cost_table", "gigaflop", "measure", "race", "read_speed",
-    "resumes_identically", "tell_ablations", "weight_gaps",
-]  # fmt: skip

@@ -60,7 +60,8 @@ def _entrants() -> tuple[Entrant, ...]:
     rates = [{"lr": rate} for rate in (1e-3, 3e-3, 1e-2)]
     shrunk = Vae(architecture="monai", channels=8)
     widths = ((8, 16, 32), (16, 16, 32))
-    stock = Vae(architecture="monai", channels=3, widths=(32, 64, 64), departure=False)
+    stock = Vae(architecture="monai", channels=3, widths=(32, 64, 64), departure=False,
+                quiet_start=False)  # fmt: skip
     flat = Vae(channels=256, departure=False)
     return (
         Entrant("lean", Vae(),

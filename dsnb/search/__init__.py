@@ -2,7 +2,3 @@
 
 from dsnb.search.ablations import ablate
 from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
-
-__all__ = [
-    "ablate", "defaults", "finished", "open_journal", "search", "shortened", "space", "try_out",
-]  # fmt: skip

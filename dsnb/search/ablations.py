@@ -22,6 +22,7 @@ VOLUMES = 1000  # seen by each run, where a variant does not say otherwise
 VARIANTS = {
     "lean": {},
     "no_departure": {"departure": False},
+    "loud_start": {"quiet_start": False},
     "four_channels": {"channels": 4},
     "eighth": {"latent": "eighth", "channels": 64},
     "pooled": {"latent": "pooled", "channels": 64},

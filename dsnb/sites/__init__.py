@@ -2,5 +2,3 @@
 
 from dsnb.sites.methods import ComBat, recentre
 from dsnb.sites.trial import entangle
-
-__all__ = ["ComBat", "entangle", "recentre"]

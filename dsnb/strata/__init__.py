@@ -1,5 +1,3 @@
 """From latents to discrimination, staging and strata, on people whom the VAE never saw."""
 
 from dsnb.strata.questions import analyse
-
-__all__ = ["analyse"]

@@ -140,18 +140,13 @@ def predict(
     return probability
 
 
-def _resamples(families: np.ndarray, settings: Strata):
-    """Yield row numbers of bootstrap samples of families (people and their twins together)."""
-    rng = np.random.default_rng(settings.seed)
+def interval(statistic, families: np.ndarray, settings: Strata) -> list[float]:
+    """Return the 95 % percentile interval of `statistic(rows)` over families, twins included."""
+    rng, values = np.random.default_rng(settings.seed), []
     members = [np.flatnonzero(families == family) for family in np.unique(families)]
     for _ in range(settings.bootstraps):
         drawn = rng.integers(len(members), size=len(members))
-        yield np.concatenate([members[i] for i in drawn])
-
-
-def interval(statistic, families: np.ndarray, settings: Strata) -> list[float]:
-    """Return the 95 % percentile interval of `statistic(rows)` over families."""
-    values = [statistic(rows) for rows in _resamples(families, settings)]
+        values.append(statistic(np.concatenate([members[i] for i in drawn])))
     return np.nanquantile(values, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
 
 
@@ -216,12 +211,6 @@ def site_is_group(site: np.ndarray, target: np.ndarray) -> bool:
     """Say whether every site holds one group only, so that the two cannot be told apart."""
     counts = pd.crosstab(site, target).to_numpy()
     return len(counts) > 1 and bool((np.count_nonzero(counts, axis=1) == 1).all())
-
-
-def sites_of_both(site: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the row numbers of people whose site holds more than one group."""
-    kinds = pd.Series(target).groupby(site).transform("nunique")
-    return np.flatnonzero(kinds > 1)
 
 
 def permutation_p(

@@ -117,7 +117,7 @@ def _controls(people: People, settings: Strata) -> list[dict]:
     if len(np.unique(site)) > 1 and not site_is_group(site, people.target):
         shuffled = crossval.permute(people.target, site, rng)
         asked.append(("latents, labels permuted within site", everybody, shuffled))
-        both = crossval.sites_of_both(site, people.target)
+        both = np.flatnonzero(pd.Series(people.target).groupby(site).transform("nunique") > 1)
         asked.append(("latents, sites with both groups", both, people.target[both]))
     rows = []
     for name, chosen, target in asked:

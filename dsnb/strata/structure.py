@@ -12,8 +12,8 @@ from sklearn.mixture import GaussianMixture
 
 from dsnb import record
 from dsnb.config import Strata
+from dsnb.strata.crossval import LEVEL
 
-LEVEL = 0.05
 INNER_NULLS = 19  # null draws behind each structureless cohort: the fewest that can reach 5 %
 CLUSTERS = (2, 3, 4)
 COMPONENTS = 10  # of the residual latents, that mixtures are fitted to

@@ -8,8 +8,3 @@ from dsnb.distributed import Stopped
 from dsnb.training.log import curve, read_stats
 from dsnb.training.loop import train, train_product
 from dsnb.training.state import State, Task, learning_rate, step
-
-__all__ = [
-    "State", "Stopped", "Task", "curve", "learning_rate", "load_weights", "read_stats", "step",
-    "train", "train_product",
-]  # fmt: skip

@@ -20,12 +20,3 @@ from dsnb.vae.metrics import (
 from dsnb.vae.networks import LeanVae, MonaiVae, MorphVae, NormativeVae, build
 from dsnb.vae.quality import channel_table, evaluate, linear_rivals, noise_floor_db
 from dsnb.vae.task import CODE, TISSUE, VaeTask, batches, encode, load, reconstruct, restore, train
-
-__all__ = [
-    "CODE", "FeatureNet", "FeatureTask", "LeanVae", "MonaiVae", "MorphVae", "NormativeVae",
-    "TISSUE", "VaeTask", "adversarial_terms", "batches", "build", "channel_table",
-    "effect_kept", "encode", "evaluate", "feature_plan", "kl_divergence", "kl_term",
-    "linear_rivals", "load", "load_features", "noise_floor_db", "psnr_db", "radial_spectrum",
-    "reconstruct", "region_errors", "region_logs", "residual_bands", "restore", "ssim", "train",
-    "train_features",
-]  # fmt: skip

@@ -114,7 +114,7 @@ def feature_plan(settings: Vae) -> Training:
 def train_features(root: Path, study: Study) -> None:
     """Train the feature network on euploid fit people as the product runs/features."""
     settings = feature_plan(study.vae)
-    code = ("vae", "training", "checkpoints", "distributed", "dataset")
+    code = ("vae/features", "training/state", "distributed", "dataset")
 
     def make(device: torch.device) -> tuple[FeatureTask, Training]:
         return FeatureTask(root, device), settings

@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets import AutoencoderKL, PatchDiscriminator
+from monai.networks.nets.autoencoderkl import AEKLResBlock
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from scipy import ndimage
 from torch import nn
@@ -21,6 +22,7 @@ from dsnb.config import Vae
 FOLD = 4  # voxels a side that become channels: networks work on a quarter of the grid
 POOLED = 4  # positions a side of the `pooled` latent
 HALF = 2  # voxels a side of the velocity of `morph`
+START_LOGVAR = -4.0  # of a quiet start: wide posteriors drown channels before they carry anything
 LOGVAR_RANGE = (-20.0, 10.0)  # of the posterior, so that exp stays finite in fp32
 OUTLINE = 0.05  # intensity of the mean volume above which a voxel may be head
 
@@ -29,7 +31,8 @@ class NormativeVae(nn.Module):
     """Volumes (N, 1, X, Y, Z) in 0..1.5 and latents (N, C, d, h, w); (1, 1, 1) for a flat code.
 
     `mean_volume` (X, Y, Z) is the training people's; it is a buffer and so part of every
-    checkpoint. Outside its dilated support a reconstruction is the mean volume itself.
+    checkpoint. Outside its dilated support a reconstruction is the mean volume itself (of `morph`:
+    the warped template).
     """
 
     def __init__(self, settings: Vae, mean_volume: np.ndarray):
@@ -80,13 +83,25 @@ class NormativeVae(nn.Module):
         return self.decode(self.encode(volumes)[0])
 
 
+def _silence(layer: nn.Module) -> None:
+    """Zero a layer: a residual block begins as the identity, a VAE with its mean volume.
+
+    After Goyal et al., arXiv 1706.02677, section 5.1; the ablations say what it is worth.
+    """
+    for weights in layer.parameters():
+        nn.init.zeros_(weights)
+
+
 class _Blocks(nn.Sequential):
     """Pre-activation residual blocks (He, arXiv 1603.05027); activations may be recomputed."""
 
-    def __init__(self, width: int, count: int, recompute: bool):
+    def __init__(self, width: int, count: int, settings: Vae):
         norm = ("GROUP", {"num_groups": 8})
         super().__init__(*(ResBlock(3, width, norm=norm, act="SWISH") for _ in range(count)))
-        self.recompute = recompute
+        self.recompute = settings.recompute
+        if settings.quiet_start:
+            for block in self:
+                _silence(block.conv2.conv)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for block in self:
@@ -97,7 +112,7 @@ class _Blocks(nn.Sequential):
 
 def _trunk(settings: Vae) -> list[nn.Module]:
     """Return residual blocks and the norm and activation that close them."""
-    blocks = _Blocks(settings.width, settings.blocks, settings.recompute)
+    blocks = _Blocks(settings.width, settings.blocks, settings)
     return [blocks, nn.GroupNorm(8, settings.width), nn.SiLU()]
 
 
@@ -114,8 +129,8 @@ def _coarse(settings: Vae, grid: tuple[int, ...]) -> tuple[nn.Module, nn.Module,
             nn.Conv3d(width, 2 * channels, 1),
             nn.Conv3d(channels, width, 3, padding=1),
         )
-    down = [nn.Conv3d(width, 2 * width, 2, stride=2), _Blocks(2 * width, 1, settings.recompute)]
-    up = [_Blocks(2 * width, 1, settings.recompute), nn.ConvTranspose3d(2 * width, width, 2, 2)]
+    down = [nn.Conv3d(width, 2 * width, 2, stride=2), _Blocks(2 * width, 1, settings)]
+    up = [_Blocks(2 * width, 1, settings), nn.ConvTranspose3d(2 * width, width, 2, 2)]
     posterior = nn.Conv3d(2 * width, 2 * channels, 1)
     enter = nn.Conv3d(channels, 2 * width, 1)
     if latent in ("pooled", "flat"):
@@ -146,6 +161,9 @@ class LeanVae(NormativeVae):
         self.decoder = nn.Sequential(
             *_trunk(settings), nn.Conv3d(width, self.exit_channels, 3, padding=1)
         )
+        if settings.quiet_start:
+            _silence(self.decoder[-1])
+            nn.init.constant_(self.to_posterior.bias[settings.channels :], START_LOGVAR)
         for module in self.modules():  # 1.2 times as fast on a CPU
             if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
                 module.to(memory_format=torch.channels_last_3d)
@@ -179,6 +197,12 @@ class MonaiVae(NormativeVae):
             with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
             use_checkpoint=self.settings.recompute, include_fc=False,
         )  # fmt: skip
+        if self.settings.quiet_start:  # the same start as `lean`, so that they compare
+            _silence(self.net.decoder.blocks[-1].conv)
+            nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, START_LOGVAR)
+            for module in self.modules():
+                if isinstance(module, AEKLResBlock):
+                    _silence(module.conv2.conv)
 
     def posterior(self, departure: torch.Tensor) -> torch.Tensor:
         """Return the posterior's parameters (N, 2C, X/4, Y/4, Z/4)."""
@@ -206,10 +230,8 @@ class MorphVae(LeanVae):
         self.register_buffer("template", drawn)
 
     def build(self, grid_shape: tuple[int, int, int]) -> None:
-        """Make the layers; an untrained field is zero, so that training starts at the template."""
+        """Make the layers; with a quiet start the field is zero and the template is drawn."""
         super().build(grid_shape)
-        nn.init.zeros_(self.decoder[-1].weight)
-        nn.init.zeros_(self.decoder[-1].bias)
         self.integrate = DVF2DDF(num_steps=5, padding_mode="border")
         self.warp = Warp()
 

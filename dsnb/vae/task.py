@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsnb import checkpoints, dataset, record, rivals, training
+from dsnb import checkpoints, dataset, distributed, record, rivals, training
 from dsnb.config import Study, Training, Vae
 from dsnb.distributed import Noise
 from dsnb.vae import features, losses
 from dsnb.vae.metrics import psnr_db
 from dsnb.vae.networks import NormativeVae, build
 
-CODE = ("vae", "training", "checkpoints", "distributed", "dataset")
+CODE = (
+    "vae/networks", "vae/losses", "vae/features", "vae/task", "training/state", "distributed",
+    "dataset",
+)  # fmt: skip
 ACTIVE = 0.01  # variance over people of an active unit's posterior mean (Burda, arXiv 1509.00519)
+UNITS = 4096  # latent elements, evenly spread, whose activity is watched in training
 TISSUE = 0.3  # intensity of the mean volume inside the brain, whatever the template
 
 
@@ -72,7 +76,7 @@ class VaeTask:
         return terms
 
     def assess(self, model: NormativeVae, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return PSNR (dB), KL (nats) and posteriors of these validation people."""
+        """Return PSNR (dB), KL (nats) and parts of the posterior of these validation people."""
         volumes = np.asarray(self.volumes[self.validation[rows]])
         z_mean, z_logvar = encode(model, volumes)
         nats = losses.kl_divergence(torch.from_numpy(z_mean), torch.from_numpy(z_logvar))
@@ -81,18 +85,17 @@ class VaeTask:
             "kl_nats": nats.flatten(1).sum(1).numpy(),
             "logvar_low": z_logvar.min((1, 2, 3, 4)),
             "logvar_high": z_logvar.max((1, 2, 3, 4)),
-            "z_mean": z_mean,
+            "units": z_mean.reshape(len(z_mean), -1)[:, :: -(-z_mean[0].size // UNITS)],
         }
 
     def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
         """Return mean PSNR as the score, and the monitors that `health` reads."""
-        units = found["z_mean"].var(0)
         return {
             "score": found["score"].mean(),
             "kl_nats": found["kl_nats"].mean(),
             "logvar_low": found["logvar_low"].min(),
             "logvar_high": found["logvar_high"].max(),
-            "active_share": (units > ACTIVE).mean(),
+            "active_share": (found["units"].var(0) > ACTIVE).mean(),
         }
 
 
@@ -121,14 +124,15 @@ def encode(model: NormativeVae, volumes: np.ndarray) -> tuple[np.ndarray, np.nda
     return tuple(np.concatenate(parts) for parts in zip(*answers))
 
 
-def train(root: Path, study: Study, run: str = "runs/vae") -> None:
+def train(root: Path, study: Study, run: str = "runs/vae", start: str = "resume") -> None:
     """Train the normative VAE on the prepared euploid fit people as the product `run`.
 
     The template of `morph` and the feature network of the perceptual loss are made first.
     """
     settings, parents = study.vae, ["prepared"]
     if settings.architecture == "morph":
-        rivals.make_template(root, study)
+        with distributed.joined() as ranks:
+            distributed.from_first(ranks, lambda: rivals.make_template(root, study))
         parents.append("template")
     if settings.perceptual:
         features.train_features(root, study)
@@ -137,7 +141,8 @@ def train(root: Path, study: Study, run: str = "runs/vae") -> None:
     def make(device: torch.device) -> tuple[VaeTask, Training]:
         return VaeTask(root, settings, device), settings.training
 
-    training.train_product(root, run, "train vae", asdict(settings), tuple(parents), CODE, make)
+    words = "train vae", asdict(settings), tuple(parents), CODE
+    training.train_product(root, run, *words, make, start)
 
 
 def load(root: Path, run: str = "runs/vae") -> NormativeVae:

@@ -7,5 +7,3 @@ is stripped of its skull, corrected for shading and registered first, and still 
 from dsnb.volumes.product import prepare, prepared_path
 from dsnb.volumes.quality import QC
 from dsnb.volumes.summary import compare_native, summarise
-
-__all__ = ["QC", "compare_native", "prepare", "prepared_path", "summarise"]

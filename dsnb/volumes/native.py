@@ -17,7 +17,7 @@ from scipy import ndimage
 from dsnb import space
 from dsnb.checks import BadInput
 from dsnb.space import GRIDS, Grid
-from dsnb.volumes.scan import LOOK, UPRIGHT
+from dsnb.volumes.scan import LOOK, UPRIGHT, find_brain
 
 AIR = 0.01  # share of the 98th percentile of what is above 0; at or below it a voxel is empty
 # More than this is not empty where a skull is left: 1,197 to 1,468 ml in 12 stripped scans (87 to
@@ -168,8 +168,7 @@ def _match(fixed, moving, mask, transform, shrink: int, smooth_mm: float) -> flo
 def _target(grid: Grid) -> tuple[sitk.Image, sitk.Image, np.ndarray]:
     """Return the template's T1w, where it is compared, and the centre of its brain in mm."""
     template = space.load_template(grid)
-    distance = ndimage.distance_transform_edt(~template.brain) * grid.voxel_mm
-    mask = _image(distance <= MATCHED_MARGIN_MM, grid.affine) > 0.5
+    mask = _image(find_brain(grid, MATCHED_MARGIN_MM), grid.affine) > 0.5
     centre = grid.affine[:3, :3] @ ndimage.center_of_mass(template.brain) + grid.affine[:3, 3]
     return _image(template.t1w, grid.affine), mask, centre
 

@@ -177,7 +177,7 @@ def normalise(volume: np.ndarray, grid: Grid, where: str) -> tuple[np.ndarray, d
         "snr": WHITE_MATTER / max(noise, QUIETEST),
         "asymmetry": 1 - dice(tissue, tissue[::-1]),  # the grid is centred on x = 0
     }
-    return values * keep_mask(grid), qc
+    return values * find_brain(grid, max(MARGIN_MM, grid.voxel_mm)), qc
 
 
 def check_registration(qc: dict, where: str) -> None:
@@ -188,7 +188,7 @@ def check_registration(qc: dict, where: str) -> None:
 
 
 @cache
-def keep_mask(grid: Grid) -> np.ndarray:
-    """Return what is kept of every volume (bool): the template brain and a margin around it."""
+def find_brain(grid: Grid, margin_mm: float) -> np.ndarray:
+    """Return the template brain (bool, X, Y, Z) and a margin around it."""
     distance = ndimage.distance_transform_edt(~space.load_template(grid).brain) * grid.voxel_mm
-    return distance <= max(MARGIN_MM, grid.voxel_mm)
+    return distance <= margin_mm
