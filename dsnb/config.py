@@ -170,7 +170,7 @@ class Scaling:
     rounds: int = 9
     steps: int = 4  # timed steps a round
     parity_steps: int = 40
-    parity_processes: int = 4  # beside those, compared in losses and weights alone
+    parity_processes: int = 4  # beside those, for losses and weights alone; 0: none
     batch: int = 4
 
 

@@ -155,9 +155,10 @@ def race(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
 
 def train_alike(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
     """Let more processes than cores take the first steps; their rounds by name, as of `race`."""
-    scaling = study.scaling
+    scaling, name = study.scaling, f"{study.scaling.parity_processes}x1"
     processes, rounds = scaling.parity_processes, -(-scaling.parity_steps // scaling.steps)
-    name = f"{processes}x1"
+    if not processes:
+        return {}
     with arrangement(root, folder / name, study, processes, rounds - 1) as go:
         return {name: [go(number) for number in range(rounds)]}
 
@@ -263,7 +264,7 @@ def _results(found: dict, scaling: Scaling) -> dict:
     }
     losses, (one, many) = _losses(found, scaling.parity_steps), list(speeds)
     gaps = {name: np.abs(losses[name] / losses[one] - 1) for name in losses if name != one}
-    reasons = {"model_error_pct": "a predicted curve needs more than two arrangements"}
+    reasons = {"model_error_pct": "a predicted curve needs more arrangements"}
     efficiency = median(speeds[many]) / median(speeds[one])
     if found["cores"] < max(scaling.processes):
         efficiency, reasons["ddp_efficiency"] = None, f"this machine has {found['cores']} core"
