@@ -1,5 +1,6 @@
 """Prepared volumes -> typed tables, memory maps, and rows by group and split."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,13 @@ def load_volumes(root: Path, product: str = "prepared") -> np.memmap:
     """Map a finished product's volumes.npy read-only: (N, X, Y, Z) float16, intensity 0 to 1.5."""
     record.require(root, product)
     return np.load(root / product / "volumes.npy", mmap_mode="r", allow_pickle=False)
+
+
+def content(root: Path) -> str:
+    """Return the digest of the prepared volumes' bytes, which no change of code alone moves."""
+    record.require(root, "prepared")
+    manifest = json.loads((root / "prepared" / "product.json").read_text())
+    return manifest["files"]["volumes.npy"]["sha"]
 
 
 def as_batch(volumes: np.ndarray, rows: np.ndarray | slice, device: torch.device) -> torch.Tensor:

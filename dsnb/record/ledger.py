@@ -2,7 +2,7 @@
 
 import json
 
-from dsnb.record.files import HOME, code_digest, digest, plain, provenance
+from dsnb.record.files import HOME, code_digest, digest, lock, plain, provenance
 
 FOLDER = HOME.parent / "book/results/ledger"
 
@@ -32,7 +32,8 @@ def add_row(name: str, key: dict, found: dict) -> None:
     kept = {word: about[word] for word in ("commit", "dirty", "python", "packages", "threads")}
     path = FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # a single short write: several runs may add rows side by side
+    with path.open("a") as file:
+        lock(file, path.name)  # several runs may add rows side by side
         file.write(json.dumps(plain({**key, **found, **kept})) + "\n")
 
 

@@ -26,7 +26,7 @@ MADE_BY = {
     "raw": "01_cohort (dsnb phantom)",
     "cohort": "01_cohort (dsnb import)",
     "prepared": "02_volumes (dsnb prepare)",
-    "template": "03_vae (dsnb train vae)",
+    "template": "03_vae",
     "runs/features": "03_vae (dsnb train vae)",
     "runs/vae": "03_vae (dsnb train vae)",
     "latents": "04_latents (dsnb encode)",

@@ -122,10 +122,12 @@ def race(root: Path, entrant: Entrant, settings: Vae, budget_s: float, brain: np
 def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> None:
     """Sweep an entrant, then train its best try for its whole budget with three seeds."""
 
+    cohort = dataset.content(root)
+
     def run(change: dict, seed: int, budget_s: float, part: str) -> dict:
         settings = _settings(entrant, change, seed)
-        task = {"data": data, "entrant": entrant.name, "part": part, "change": change,
-                "seed": seed, "budget_s": budget_s, "settings": asdict(settings)}  # fmt: skip
+        task = {"data": data, "cohort": cohort, "entrant": entrant.name, "part": part,
+                "change": change, "seed": seed, "budget_s": budget_s, "settings": asdict(settings)}  # fmt: skip
         key = record.row_key(task, CODE)
         known = record.find_row(LEDGER, key)
         if known is None:
@@ -143,7 +145,9 @@ def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> N
 
 def run_linear(root: Path, data: str, brain: np.ndarray) -> None:
     """Add the row of the mean volume and of PCA with all components."""
-    key = record.row_key({"data": data, "entrant": "pca", "part": "race", "seed": 0}, CODE)
+    key = record.row_key(
+        {"data": data, "cohort": dataset.content(root), "entrant": "pca", "part": "race"}, CODE
+    )
     if record.find_row(LEDGER, key):
         return
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)

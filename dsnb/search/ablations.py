@@ -15,7 +15,8 @@ from dsnb.search.folds import FOLDS, Trial
 
 LEDGER = "03_ablations"
 # The training loop is left out: its numbers are held to the bit by its own tests.
-CODE = ("vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "search/folds")
+CODE = ("vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "search/folds",
+        "rivals", "space")  # fmt: skip
 VOLUMES = 1000  # seen by each run, where a variant does not say otherwise
 # Name -> changes of the default settings. AutoencoderKL costs ten times as much a volume, so it
 # sees fewer, and its row says how many CPU-seconds that took.
@@ -50,8 +51,8 @@ def variant(study: Study, name: str, seed: int) -> Vae:
 def run(trial: Trial, name: str, seed: int) -> None:
     """Train and measure one variant on one split, unless the ledger has it."""
     settings = variant(trial.study, name, seed)
-    task = {"data": trial.data, "variant": name, "fold": trial.fold, "seed": seed,
-            "settings": asdict(settings)}  # fmt: skip
+    task = {"data": trial.data, "cohort": trial.cohort, "variant": name, "fold": trial.fold,
+            "seed": seed, "settings": asdict(settings)}  # fmt: skip
     key = record.row_key(task, CODE)
     if record.find_row(LEDGER, key) is None:
         found = trial.train(settings)

@@ -1,6 +1,5 @@
 """One split of a cohort for the ablations: who trains, who is judged, and by which ruler."""
 
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsnb import checkpoints, dataset, record, rivals, training, vae
-from dsnb.config import Study, Vae
+from dsnb.config import Study, Vae, replace
 from dsnb.distributed import Noise
 
 FOLDS = 5  # by person, on real scans
@@ -31,7 +30,8 @@ class Trial:
         self.data = record.read_mark(root)["data"]
         self.fit, self.validation, self.test = self._people()
         self.pairs = self._pairs()
-        self.folder = root / "runs" / f"ablations-{self.data}-{fold}"
+        self.cohort = dataset.content(root)
+        self.folder = root / "runs" / "ablations" / f"{self.cohort}-{fold}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.template = self._kept(
             "template", lambda: rivals.fit_template(self.volumes[self.fit], study)
@@ -46,7 +46,8 @@ class Trial:
             splits = ("fit", "validation", "test")
             return tuple(dataset.select(self.table, "euploid", split) for split in splits)
         everybody = dataset.select(self.table, "euploid")
-        folds = KFold(FOLDS, shuffle=True, random_state=0).split(everybody)
+        families = self.table["family"].iloc[everybody]
+        folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(everybody, groups=families)
         known, unseen = list(folds)[self.fold]
         return everybody[known[VALIDATION:]], everybody[known[:VALIDATION]], everybody[unseen]
 
@@ -67,17 +68,18 @@ class Trial:
         """Return an array made once for all variants of this split."""
         path = self.folder / f"{name}.npy"
         if not path.is_file():
-            np.save(path, make())
+            aside = path.with_name(f".{name}.npy")
+            np.save(aside, make())
+            aside.replace(path)
         return np.load(path, allow_pickle=False)
 
     def features(self, settings: Vae) -> vae.FeatureNet:
         """Return the feature network of this split's fit people, trained at its first use."""
-        folder = self.folder / "features"
-        if not checkpoints.listed(folder):
-            folder.mkdir(exist_ok=True)
-            plan = vae.feature_plan(settings)
-            task = vae.FeatureTask(self.root, torch.device("cpu"), self.fit)
-            training.train(folder, task, plan, {"settings": asdict(plan)})
+        plan = replace(vae.feature_plan(settings), seed=1)
+        folder = self.folder / f"features-{record.digest(record.plain(asdict(plan)))}"
+        folder.mkdir(exist_ok=True)
+        task = vae.FeatureTask(self.root, torch.device("cpu"), self.fit)
+        training.train(folder, task, plan, {"settings": asdict(plan)})  # at once where it is done
         return vae.load_features(folder)
 
     def train(self, settings: Vae) -> dict:
@@ -114,7 +116,7 @@ class Trial:
 
 
 def cost(task: vae.VaeTask) -> dict:
-    """Return parameters, GFLOP of a volume forward and backward (torch counts), and peak memory."""
+    """Return parameters and GFLOP of a volume, forward and backward, as torch counts them."""
     rows, model = np.array([0]), task.model
     with FlopCounterMode(display=False) as counter:
         terms = task.loss(model, task.load(rows), Noise(0, rows, 0, task.device))
@@ -122,5 +124,4 @@ def cost(task: vae.VaeTask) -> dict:
     return {
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "gigaflop": counter.get_total_flops() / 1e9,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -89,9 +89,9 @@ class FeatureTask:
 
     def assess(self, model: FeatureNet, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return minus the error on these people, with blocks cut as if at step 0."""
-        batch = self.load(rows)
-        terms = [self.loss(model, batch[i : i + 1], Noise(0, rows[i : i + 1], 0, self.device))
-                 for i in range(len(rows))]  # fmt: skip
+        terms = [
+            self.loss(model, self.load(row), Noise(0, row, 0, self.device)) for row in rows[:, None]
+        ]
         return {"score": np.array([-float(sum(term.values())) for term in terms])}
 
     def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
@@ -119,7 +119,9 @@ def train_features(root: Path, study: Study) -> None:
     def make(device: torch.device) -> tuple[FeatureTask, Training]:
         return FeatureTask(root, device), settings
 
-    training.train_product(root, RUN, "train features", asdict(settings), ("prepared",), code, make)
+    training.train_product(
+        root, RUN, "train features", {"training": asdict(settings)}, ("prepared",), code, make
+    )
 
 
 def load_features(folder: Path) -> FeatureNet:

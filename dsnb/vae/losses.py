@@ -46,8 +46,8 @@ def adversarial_terms(
     """
     judge = PatchAdversarialLoss(criterion="least_squares")
     fixed = {name: weights.detach() for name, weights in critic.named_parameters()}
-    fooled = functional_call(critic, fixed, (drawn,))[-1]
-    real, fake = critic(given)[-1], critic(drawn.detach())[-1]
+    fooled = functional_call(critic, fixed, (drawn,))[-1].float()
+    real, fake = (critic(volumes)[-1].float() for volumes in (given, drawn.detach()))
     own = judge(real, target_is_real=True, for_discriminator=True)
     own = own + judge(fake, target_is_real=False, for_discriminator=True)
     return {

@@ -38,7 +38,7 @@ def radial_spectrum(volumes: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray,
     in, keeps the outline out of the spectrum.
     """
     inner = ndimage.binary_erosion(brain, iterations=3)
-    window = ndimage.gaussian_filter(inner.astype(np.float32), 1.5)
+    window = ndimage.gaussian_filter(inner.astype(np.float32), 1.5) * brain
     axes = np.meshgrid(*(np.fft.fftfreq(n) for n in brain.shape), indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
     bins = np.linspace(0, 0.5, min(brain.shape) // 2 + 1)
@@ -88,6 +88,7 @@ def residual_bands(drawn: np.ndarray, given: np.ndarray, brain: np.ndarray) -> l
     rows = []
     for low, high in zip(BANDS, BANDS[1:]):
         inside = (frequencies >= low) & (frequencies < high)
-        share = 10 * np.log10(left[inside].sum() / whole[inside].sum())
+        shells = frequencies[inside] ** 2  # voxels of a shell, up to a factor
+        share = 10 * np.log10((left[inside] @ shells) / (whole[inside] @ shells))
         rows.append({"from": low, "to": high, "residual_db": share})
     return rows

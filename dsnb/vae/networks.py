@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dsnb.checks import BadInput
 from dsnb.config import Vae
 
 FOLD = 4  # voxels a side that become channels: networks work on a quarter of the grid
@@ -42,11 +43,12 @@ class NormativeVae(nn.Module):
         support = ndimage.binary_dilation(mean[0, 0].numpy() > OUTLINE, iterations=2)
         self.register_buffer("mean_volume", mean)
         self.register_buffer("support", torch.as_tensor(support, dtype=torch.float32)[None, None])
-        torch.manual_seed(settings.training.seed)
-        self.build(tuple(mean.shape[2:]))
         self.critic = None
-        if settings.adversarial:  # sees volumes in training only; no BatchNorm, as ranks must agree
-            self.critic = PatchDiscriminator(3, 8, 1, num_layers_d=2, norm="INSTANCE")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.training.seed)
+            self.build(tuple(mean.shape[2:]))
+            if settings.adversarial:  # for training only; no BatchNorm, as ranks must agree
+                self.critic = PatchDiscriminator(3, 8, 1, num_layers_d=2, norm="INSTANCE")
 
     def build(self, grid_shape: tuple[int, int, int]) -> None:
         """Make the layers for volumes of this shape."""
@@ -206,7 +208,11 @@ class MonaiVae(NormativeVae):
 
     def posterior(self, departure: torch.Tensor) -> torch.Tensor:
         """Return the posterior's parameters (N, 2C, X/4, Y/4, Z/4)."""
-        features = self.net.encoder(departure)
+        again = self.settings.recompute and torch.is_grad_enabled()
+        encoder = self.net.encoder
+        features = (
+            checkpoint(encoder, departure, use_reentrant=False) if again else encoder(departure)
+        )
         pair = self.net.quant_conv_mu(features), self.net.quant_conv_log_sigma(features)
         return torch.cat(pair, dim=1)
 
@@ -258,7 +264,17 @@ class MorphVae(LeanVae):
 def build(
     settings: Vae, mean_volume: np.ndarray, template: np.ndarray | None = None
 ) -> NormativeVae:
-    """Return an untrained VAE for volumes of the mean volume's shape; `morph` needs a template."""
-    if settings.architecture == "morph":
-        return MorphVae(settings, mean_volume, template)
-    return {"lean": LeanVae, "monai": MonaiVae}[settings.architecture](settings, mean_volume)
+    """Return an untrained VAE for volumes of the mean volume's shape; `morph` needs a template.
+
+    Refuses (E-ARCHITECTURE) a coarse latent of `monai`, and `morph` without a template.
+    """
+    kind, latent = settings.architecture, settings.latent
+    if kind == "monai" and latent != "quarter":
+        fix = "choose lean or morph"
+        raise BadInput("E-ARCHITECTURE", "settings", "latent", latent, "quarter for monai", fix)
+    if kind != "morph":
+        return {"lean": LeanVae, "monai": MonaiVae}[kind](settings, mean_volume)
+    if template is None:
+        fix = "make the template first"
+        raise BadInput("E-ARCHITECTURE", "settings", "template", None, "a volume for morph", fix)
+    return MorphVae(settings, mean_volume, template)

@@ -58,6 +58,7 @@ def linear_rivals(fit: np.ndarray, test: np.ndarray, brain: np.ndarray) -> dict[
 
 def evaluate(root: Path, study: Study) -> dict:
     """Measure the VAE on test euploids beside PCA, the mean volume and the noise floor."""
+    rivals.make_template(root, study)
     model, table = load(root), dataset.load_table(root)
     volumes, brain = dataset.load_volumes(root), space.load_template(study.grid).brain
     rows = dataset.select(table, "euploid", "test")

@@ -154,7 +154,8 @@ def load(root: Path, run: str = "runs/vae") -> NormativeVae:
 def restore(payload: dict) -> NormativeVae:
     """Build the VAE of a checkpoint's payload, with its averaged weights, frozen."""
     settings, weights = payload["identity"]["settings"], payload["ema"]
-    settings = Vae(**settings | {"training": Training(**settings["training"])})
+    own = {"training": Training(**settings["training"]), "widths": tuple(settings["widths"])}
+    settings = Vae(**settings | own)
     maps = (weights[name][0, 0].numpy() for name in ("mean_volume", "template") if name in weights)
     model = build(settings, *maps)
     model.load_state_dict(weights)
