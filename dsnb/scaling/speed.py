@@ -127,7 +127,8 @@ def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> N
     def run(change: dict, seed: int, budget_s: float, part: str) -> dict:
         settings = _settings(entrant, change, seed)
         task = {"data": data, "cohort": cohort, "entrant": entrant.name, "part": part,
-                "change": change, "seed": seed, "budget_s": budget_s, "settings": asdict(settings)}  # fmt: skip
+                "change": change, "seed": seed, "budget_s": budget_s,
+                "settings": asdict(settings)}  # fmt: skip
         key = record.row_key(task, CODE)
         known = record.find_row(LEDGER, key)
         if known is None:
