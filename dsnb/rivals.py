@@ -21,6 +21,7 @@ CODE = ("space", "rivals")
 FIELD_SIGMA = 1.0  # voxels: demons smoothing of the displacement (its elastic prior)
 UPDATE_SIGMA = 1.5  # voxels: smoothing of each update (its fluid prior)
 DETERMINANTS = (0.05, 20.0)  # clip before the logarithm: folding is not a volume
+HALO = 0.1  # intensity below which a drawn voxel is background, which stripped scans have at zero
 BLOCK = 32  # volumes between two flushes to disk, what a killed run loses at most
 
 
@@ -116,6 +117,15 @@ def register_volumes(
                 displacement[row] = field
         record.progress("register", start + len(found), len(volumes))
     return (log_jacobian, displacement) if fields else log_jacobian
+
+
+def without_halo(drawn: np.ndarray) -> np.ndarray:
+    """Return drawn volumes (N, X, Y, Z) with their faint rim set to zero, as in stripped scans.
+
+    A network draws some 0.05 around a brain; histogram matching makes tissue of it, and regions
+    8 % larger by this ruler, 13 to 18 % at the surface.
+    """
+    return np.where(drawn < HALO, 0, drawn)
 
 
 def fit_template(volumes: np.ndarray, study: Study) -> np.ndarray:

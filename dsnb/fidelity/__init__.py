@@ -46,7 +46,7 @@ def measure(root: Path, study: Study) -> None:
         "reconstructions": study.release.reconstructions,
     }  # fmt: skip
     parents = ("prepared", "deformation", "runs/vae", "synthetic")
-    code = ("space", "rivals", "fidelity")
+    code = ("space", "rivals", "vae/metrics", "fidelity")
     product = record.begin(root, "morphology", "measure", settings, parents, code)
     if product.done:
         return
@@ -63,7 +63,7 @@ def measure(root: Path, study: Study) -> None:
         if path.is_file():
             continue
         known = [
-            rivals.region_volumes(rivals.register_volumes(load(part), template, study), study.grid)
+            np.exp(vae.region_logs(rivals.without_halo(load(part)), template, study))
             for part in vae.batches(len(some), rivals.BLOCK)
         ]
         found = pd.DataFrame(np.concatenate(known), columns=list(REGIONS)).round(5)

@@ -99,7 +99,8 @@ class Trial:
         test = self.volumes[self.test[:JUDGED]].astype(np.float32)
         both = self.volumes[self.pairs.ravel()].astype(np.float32)
         drawn, channels = vae.reconstruct(model, test), vae.channel_table(model, test)
-        after = vae.region_logs(vae.reconstruct(model, both), self.template, self.study)
+        redrawn = rivals.without_halo(vae.reconstruct(model, both))
+        after = vae.region_logs(redrawn, self.template, self.study)
         without = np.tile([False, True], len(self.pairs))
         regions = vae.region_errors(self.before[without], after[without])
         return {

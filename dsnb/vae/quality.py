@@ -68,7 +68,8 @@ def evaluate(root: Path, study: Study) -> dict:
     drawn |= linear_rivals(volumes[dataset.select(table, "euploid", "fit")], test, brain)
     psnr = {name: psnr_db(volumes, test, brain) for name, volumes in drawn.items()}
     template, channels = rivals.load_template(root), channel_table(model, test)
-    sides = (region_logs(some[:RULED], template, study) for some in (test, own))
+    sides = test[:RULED], rivals.without_halo(own[:RULED])
+    sides = (region_logs(some, template, study) for some in sides)
     regions = region_errors(*sides)
     headline = {
         "psnr_db": psnr[study.vae.architecture].mean(),
