@@ -35,7 +35,7 @@ class Training:
     volumes: int = 6000  # volumes seen
     batch: int = 2  # global batch, over all ranks and accumulation steps; steps count, not size
     accumulate: int = 1  # micro-batches summed before a step
-    lr: float = 3e-3  # peak learning rate, AdamW
+    lr: float = 1.5e-3  # peak learning rate, AdamW
     warmup: float = 0.05  # share of `volumes` with rising rate
     weight_decay: float = 1e-4
     clip: float = 1.0  # gradient norm

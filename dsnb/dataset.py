@@ -31,11 +31,23 @@ def load_volumes(root: Path, product: str = "prepared") -> np.memmap:
     return np.load(root / product / "volumes.npy", mmap_mode="r", allow_pickle=False)
 
 
-def content(root: Path) -> str:
-    """Return the digest of the prepared volumes' bytes, which no change of code alone moves."""
+def identify(root: Path) -> dict[str, str]:
+    """Return preset, data and the digest of the prepared volumes, which names a ledger's cohort."""
     record.require(root, "prepared")
-    manifest = json.loads((root / "prepared" / "product.json").read_text())
-    return manifest["files"]["volumes.npy"]["sha"]
+    manifest, mark = (
+        json.loads((root / "prepared/product.json").read_text()),
+        record.read_mark(root),
+    )
+    digest = manifest["files"]["volumes.npy"]["sha"]
+    return {"preset": mark["preset"], "data": mark["data"], "cohort": digest}
+
+
+def mean_volume(volumes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the mean (X, Y, Z) of some volumes, float32, one in memory at a time."""
+    total = np.zeros(volumes.shape[1:])
+    for row in rows:
+        total += volumes[row]
+    return (total / len(rows)).astype(np.float32)
 
 
 def as_batch(volumes: np.ndarray, rows: np.ndarray | slice, device: torch.device) -> torch.Tensor:

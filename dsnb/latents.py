@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from dsnb import bids, dataset, record, vae
 from dsnb.config import Study
 
-CODE = ("latents", "vae", "dataset")
+CODE = ("latents", "vae/networks", "vae/task", "dataset")
 SEEN_SPLITS = ("fit", "validation")  # what a VAE learnt from, and what chose its checkpoint
 UNSEEN_EUPLOID = ("scale", "calibration", "test")
 LEAST = 10  # people a side, below which no classifier is fitted

@@ -25,7 +25,7 @@ def ruler(volumes, template, study) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     """Give runs eight volumes, a ledger of their own, and a ruler that needs no registration."""
-    monkeypatch.setattr(ledger, "FOLDER", tmp_path / "ledger")
+    monkeypatch.setattr(ledger, "LEDGERS", tmp_path / "ledger")
     monkeypatch.setattr(ablations, "VOLUMES", 8)
     monkeypatch.setattr(ablations, "SEEDS", (1, 2))
     monkeypatch.setattr(rivals, "fit_template", lambda volumes, study: volumes.mean(0, np.float32))

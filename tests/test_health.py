@@ -75,9 +75,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
     return {
         "sound": train("sound"),
-        "collapsed": train("collapsed", vae_fields={"kl": 1e3}),
+        "collapsed": train("collapsed", vae_fields={"kl": 1e3, "quiet_start": False}),
         "wrong scale": train("wrong scale", loud),
-        "KL diverged": train("KL diverged", vae_fields={"kl": -1e-3}),
+        "KL diverged": train("KL diverged", vae_fields={"kl": -1e-3, "quiet_start": False}),
         "starved": train("starved", task=Waits, volumes=120),
         "diverged": train("diverged", task=Stops, volumes=40 * STEPS, lr=100.0, warmup=0.0),
     }

@@ -14,7 +14,7 @@ CODE = ("toy",)
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """Give the ledger a folder and the package one module of its own."""
-    monkeypatch.setattr(ledger, "FOLDER", tmp_path / "ledger")
+    monkeypatch.setattr(ledger, "LEDGERS", tmp_path / "ledger")
     monkeypatch.setattr(files, "HOME", tmp_path)
     (tmp_path / "toy.py").write_text('"""A module."""\nVALUE = 1\n')
     files.code_digest.cache_clear()

@@ -17,7 +17,7 @@ TRIES = ({"lr": 1e-6}, {"lr": 1e-2})
 @pytest.fixture
 def track(tmp_path, monkeypatch):
     """Give the race two short entrants, a tiny brain and a ledger of its own."""
-    monkeypatch.setattr(ledger, "FOLDER", tmp_path / "ledger")
+    monkeypatch.setattr(ledger, "LEDGERS", tmp_path / "ledger")
     monkeypatch.setattr(speed, "MARKS", (0.3, 0.6, 1.0))
     monkeypatch.setattr(speed, "SEEDS", (1, 2))
     entrants = (

@@ -13,12 +13,14 @@ from dsnb.search import ablations
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
     """Return a function that adds rows to a ledger in a folder of its own."""
-    monkeypatch.setattr(ledger, "FOLDER", tmp_path)
+    monkeypatch.setattr(ledger, "LEDGERS", tmp_path)
 
     def add(name, code, rows):
         with (tmp_path / f"{name}.jsonl").open("a") as file:
             for row in rows:
-                file.write(json.dumps({"code": record.code_digest(*code)} | row) + "\n")
+                file.write(
+                    json.dumps({"code": record.code_digest(*code), "preset": "small"} | row) + "\n"
+                )
 
     return add
 

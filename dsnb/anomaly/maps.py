@@ -30,7 +30,7 @@ from dsnb.config import Study
 from dsnb.norms import Calibration, Normative, smooth
 from dsnb.space import REGIONS, SPACE, region_masks
 
-CODE = ("space", "rivals", "vae", "latents", "norms", "anomaly")
+CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anomaly")
 PARENTS = ("prepared", "runs/vae", "latents", "deformation")
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2

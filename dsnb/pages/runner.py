@@ -121,7 +121,8 @@ def _page_key(notebook: Path, parameters: dict, before: str) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     modules = {path.relative_to(record.HOME).parts[0] for path in record.HOME.rglob("*.py")}
     code = record.code_digest(*(name.removesuffix(".py") for name in modules))
-    return record.digest([[cell.source for cell in cells], code, parameters, before])
+    ledgers = [record.digest(path) for path in sorted(record.LEDGERS.glob(f"{notebook.stem[:2]}*"))]
+    return record.digest([[cell.source for cell in cells], code, parameters, before, ledgers])
 
 
 def _book_key(book: Path) -> str:

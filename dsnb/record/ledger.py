@@ -1,18 +1,22 @@
 """The ledger: one row a run of what no study repeats (sweeps, seeds, ablations, benchmarks)."""
 
 import json
+from contextlib import suppress
 
 from dsnb.record.files import HOME, code_digest, digest, lock, plain, provenance
 
-FOLDER = HOME.parent / "book/results/ledger"
+LEDGERS = HOME.parent / "book/results/ledger"
 
 
 def ledger_rows(name: str, **wanted: object) -> list[dict]:
     """Return the rows of `NN_noun.jsonl` in which all of `wanted` hold; none where it is absent."""
-    path = FOLDER / f"{name}.jsonl"
+    path = LEDGERS / f"{name}.jsonl"
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a row that a kill cut short
+            rows.append(json.loads(line))
     return [row for row in rows if all(row.get(k) == plain(v) for k, v in wanted.items())]
 
 
@@ -30,7 +34,7 @@ def add_row(name: str, key: dict, found: dict) -> None:
     """Add a run's row, with its seed, digests, CPU-seconds and the versions it ran on."""
     about = provenance(name, {}, {})
     kept = {word: about[word] for word in ("commit", "dirty", "python", "packages", "threads")}
-    path = FOLDER / f"{name}.jsonl"
+    path = LEDGERS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         lock(file, path.name)  # several runs may add rows side by side

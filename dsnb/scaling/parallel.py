@@ -26,7 +26,7 @@ from dsnb import checkpoints, distributed, record, training, vae
 from dsnb.config import Scaling, Study, Training, Vae, replace
 from dsnb.distributed import Noise
 
-CODE = ("scaling", *vae.CODE)
+CODE = ("scaling/parallel", "checkpoints", "training/loop", *vae.CODE)
 PATIENCE_S = 300  # for one round of one arrangement
 
 

@@ -1,8 +1,9 @@
 """Quality against CPU time: the lean VAE, MONAI's networks and PCA on the same people.
 
-Every entrant gets the same budget, optimizer, batch, loss and voxels; its learning rate (and
-width) is chosen on validation people by a short sweep. The rate is constant after a warm-up and
-the averaged weights are judged, so that one run gives the whole curve. Test people judge the rest.
+All share optimizer, batch, loss, voxels and one thread. A short sweep on validation people chooses
+each network's learning rate, and its width or start where the entrant's tries say so; the best
+try then races with three seeds. The rate is constant after a warm-up and the averaged weights are
+judged, so that one run gives the whole curve. Test people judge the races.
 """
 
 import time
@@ -17,8 +18,10 @@ from dsnb import dataset, distributed, record, space, training, vae
 from dsnb.config import Training, Vae, replace
 
 LEDGER = "03_speed"
-CODE = ("vae/networks", "vae/losses", "vae/task", "scaling/speed")
-JUDGED = 6  # validation people, and as many test people, that judge each point of a curve
+CODE = (
+    "vae/networks", "vae/losses", "vae/task", "vae/metrics", "training/state", "scaling/speed",
+)  # fmt: skip
+JUDGED = 10  # validation people, and as many test people, that judge each point of a curve
 MARKS = (2, 5, 10, 15, 20, 30, 40, 50, 60, 75, 100, 125, 150, 200, 250, 300, 350, 400)  # CPU-s
 FOREVER = 10**9  # volumes: the loop's cosine stays at its top
 WARMUP = 40  # volumes with rising rate
@@ -63,11 +66,13 @@ def _entrants() -> tuple[Entrant, ...]:
     stock = Vae(architecture="monai", channels=3, widths=(32, 64, 64), departure=False,
                 quiet_start=False)  # fmt: skip
     flat = Vae(channels=256, departure=False)
+    loud = {"lr": 3e-3, "quiet_start": False}  # MONAI's own start
     return (
         Entrant("lean", Vae(),
                 tuple(rate | {"width": width} for width in (32, 48) for rate in rates), 50, 300),
         Entrant("monai_shrunk", shrunk,
-                tuple(rate | {"widths": width} for width in widths for rate in rates), 100, 400),
+                (*(rate | {"widths": width} for width in widths for rate in rates), loud),
+                100, 400),
         Entrant("monai_stock", stock, tuple({"lr": rate} for rate in (1e-4, 1e-3, 3e-3)), 100, 200),
         Entrant("monai_flat", flat, tuple({"lr": rate, "departure": departed} for rate, departed in
                 ((1e-3, False), (1e-3, True), (3e-3, True))), 50, 150),
@@ -119,14 +124,12 @@ def race(root: Path, entrant: Entrant, settings: Vae, budget_s: float, brain: np
     return {"curve": curve, "cpu_seconds": spent, "skipped": state.counts["skipped"]}
 
 
-def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> None:
+def run_entrant(root: Path, cohort: dict, entrant: Entrant, brain: np.ndarray) -> None:
     """Sweep an entrant, then train its best try for its whole budget with three seeds."""
-
-    cohort = dataset.content(root)
 
     def run(change: dict, seed: int, budget_s: float, part: str) -> dict:
         settings = _settings(entrant, change, seed)
-        task = {"data": data, "cohort": cohort, "entrant": entrant.name, "part": part,
+        task = {**cohort, "entrant": entrant.name, "part": part,
                 "change": change, "seed": seed, "budget_s": budget_s,
                 "settings": asdict(settings)}  # fmt: skip
         key = record.row_key(task, CODE)
@@ -135,7 +138,7 @@ def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> N
             found = race(root, entrant, settings, budget_s, brain)
             record.add_row(LEDGER, key, found)
             known = {**key, **found}
-            record.say(f"{data} {entrant.name} {part} {change} seed {seed}: {found['curve'][-1]}")
+            record.say(f"{entrant.name} {part} {change} seed {seed}: {found['curve'][-1]}")
         return known
 
     tried = [run(change, SEEDS[0], entrant.sweep_s, "sweep") for change in entrant.tries]
@@ -144,11 +147,9 @@ def run_entrant(root: Path, data: str, entrant: Entrant, brain: np.ndarray) -> N
         run(entrant.tries[best], seed, entrant.budget_s, "race")
 
 
-def run_linear(root: Path, data: str, brain: np.ndarray) -> None:
+def run_linear(root: Path, cohort: dict, brain: np.ndarray) -> None:
     """Add the row of the mean volume and of PCA with all components."""
-    key = record.row_key(
-        {"data": data, "cohort": dataset.content(root), "entrant": "pca", "part": "race"}, CODE
-    )
+    key = record.row_key({**cohort, "entrant": "pca", "part": "race", "seed": 0}, CODE)
     if record.find_row(LEDGER, key):
         return
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
@@ -165,7 +166,7 @@ def run_linear(root: Path, data: str, brain: np.ndarray) -> None:
 
 def bench_speed(root: Path, grid: space.Grid) -> None:
     """Fill the ledger with every entrant's sweep and race; what is there already stays."""
-    data, brain = record.read_mark(root)["data"], space.load_template(grid).brain
-    run_linear(root, data, brain)
+    cohort, brain = dataset.identify(root), space.load_template(grid).brain
+    run_linear(root, cohort, brain)
     for entrant in _entrants():
-        run_entrant(root, data, entrant, brain)
+        run_entrant(root, cohort, entrant, brain)

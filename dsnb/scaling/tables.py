@@ -12,6 +12,7 @@ from dsnb import record
 from dsnb.scaling import cost, speed
 from dsnb.search import ablations
 
+PRESET = "small"  # whose rows a page shows, whatever its own
 AT_S = 100  # CPU-seconds at which networks are compared
 TO_DB = 20.0  # PSNR whose time of arrival is compared
 MEASURES = {
@@ -24,12 +25,12 @@ LATENTS = ("lean", "eighth", "pooled", "flat")  # variants that differ by their 
 
 
 def read_rows(ledger: str, code: tuple[str, ...], data: str) -> tuple[pd.DataFrame, dict]:
-    """Return a cohort's rows, the phantom's where it has none, and how many of them are stale.
+    """Return a cohort's rows at `small`, the phantom's where it has none, and how many are stale.
 
     Of a run that was repeated, the last row counts.
     """
-    shown = data if record.ledger_rows(ledger, data=data) else "phantom"
-    rows = pd.DataFrame(record.ledger_rows(ledger, data=shown))
+    shown = data if record.ledger_rows(ledger, data=data, preset=PRESET) else "phantom"
+    rows = pd.DataFrame(record.ledger_rows(ledger, data=shown, preset=PRESET))
     about = {"data": shown, "rows": len(rows), "stale": 0}
     if len(rows):
         known = [k for k in ("entrant", "part", "variant", "fold", "change", "seed") if k in rows]
@@ -117,6 +118,8 @@ def read_speed(data: str) -> dict:
         elif len(values) < len(pairs):
             reasons[name] = f"a run of lean or {rival} ended before what is compared"
         headline[name] = None if name in reasons else float(np.mean(values))
+        if name == "time_ratio_to_20db" and headline[name]:
+            headline["time_ratio_is_lower_bound"] = not all(there for _, there in found)
         if values:
             gains.append({
                 "key": name, "against": rival, "mean": np.mean(values), "low": min(values),

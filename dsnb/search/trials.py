@@ -12,8 +12,9 @@ from optuna.storages.journal import JournalFileBackend
 
 from dsnb import checkpoints, record, training, vae
 from dsnb.config import Study, Vae, replace
+from dsnb.search.ablations import LEDGER
 
-CODE = ("search", *vae.CODE)
+CODE = ("search/trials", *vae.CODE)
 
 
 def space(settings: Vae) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -102,7 +103,7 @@ def search(root: Path, study: Study) -> dict:
         "trials": len(tried),
         "best_psnr_db": best["psnr_db"],
         "default_psnr_db": default["psnr_db"],
-        "ablations": 0,
+        "ablations": len({row["variant"] for row in record.ledger_rows(LEDGER)}),
     }
     tables = {"trials": rows, "best": best, "volumes": study.search.volumes}
     timing = {"cpu_seconds": sum(row["cpu_seconds"] for row in rows)}

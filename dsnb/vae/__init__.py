@@ -19,4 +19,4 @@ from dsnb.vae.metrics import (
 )
 from dsnb.vae.networks import LeanVae, MonaiVae, MorphVae, NormativeVae, build
 from dsnb.vae.quality import channel_table, evaluate, linear_rivals, noise_floor_db
-from dsnb.vae.task import CODE, TISSUE, VaeTask, batches, encode, load, reconstruct, restore, train
+from dsnb.vae.task import CODE, VaeTask, batches, decode, encode, load, reconstruct, restore, train

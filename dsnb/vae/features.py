@@ -68,7 +68,7 @@ class FeatureTask:
         self.table, self.volumes = dataset.load_table(root), dataset.load_volumes(root)
         self.fit = dataset.select(self.table, "euploid", "fit") if rows is None else rows
         self.model, self.device = FeatureNet(), device
-        self.rows = self.held = len(self.fit)  # no choice hangs on its score
+        self.rows, self.held = len(self.fit), 1  # no choice hangs on its score
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Return the ids of these fit people."""

@@ -98,7 +98,8 @@ def evaluate(root: Path, study: Study) -> dict:
 def _training_time(root: Path) -> dict[str, float]:
     """Return the seconds and volumes of the VAE's training."""
     stats = training.read_stats(root / "runs/vae")
-    return {"train_seconds": stats["seconds"].sum(), "train_volumes": stats["seen"].max()}
+    seconds = stats.reindex(columns=["seconds", "validate_s", "save_s"]).sum().sum()
+    return {"train_seconds": seconds, "train_volumes": stats["seen"].max()}
 
 
 def _summary(psnr: dict[str, np.ndarray]) -> list[dict]:

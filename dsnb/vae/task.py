@@ -14,8 +14,8 @@ from dsnb.vae.metrics import psnr_db
 from dsnb.vae.networks import NormativeVae, build
 
 CODE = (
-    "vae/networks", "vae/losses", "vae/features", "vae/task", "training/state", "distributed",
-    "dataset",
+    "vae/networks", "vae/losses", "vae/features", "vae/metrics", "vae/task", "training/state",
+    "distributed", "dataset",
 )  # fmt: skip
 ACTIVE = 0.01  # variance over people of an active unit's posterior mean (Burda, arXiv 1509.00519)
 UNITS = 4096  # latent elements, evenly spread, whose activity is watched in training
@@ -43,7 +43,7 @@ class VaeTask:
         self.fit, self.validation = people or splits
         self.settings, self.device = settings, device
         self.rows, self.held = len(self.fit), len(self.validation)
-        mean = np.mean(self.volumes[self.fit], axis=0, dtype=np.float32)
+        mean = dataset.mean_volume(self.volumes, self.fit)
         if settings.architecture == "morph" and template is None:
             template = rivals.load_template(root)
         if settings.perceptual and feature_net is None:
@@ -81,7 +81,7 @@ class VaeTask:
         z_mean, z_logvar = encode(model, volumes)
         nats = losses.kl_divergence(torch.from_numpy(z_mean), torch.from_numpy(z_logvar))
         return {
-            "score": psnr_db(reconstruct(model, volumes), volumes, self.brain),
+            "score": psnr_db(decode(model, z_mean), volumes, self.brain),
             "kl_nats": nats.flatten(1).sum(1).numpy(),
             "logvar_low": z_logvar.min((1, 2, 3, 4)),
             "logvar_high": z_logvar.max((1, 2, 3, 4)),
@@ -122,6 +122,16 @@ def encode(model: NormativeVae, volumes: np.ndarray) -> tuple[np.ndarray, np.nda
         batch = dataset.as_batch(volumes, part, device)
         answers.append([values.cpu().numpy() for values in model.encode(batch)])
     return tuple(np.concatenate(parts) for parts in zip(*answers))
+
+
+@torch.no_grad()
+def decode(model: NormativeVae, z: np.ndarray) -> np.ndarray:
+    """Decode latents (N, C, d, h, w) in small batches into volumes (N, X, Y, Z), float32."""
+    device, answers = model.mean_volume.device, []
+    for part in batches(len(z)):
+        batch = torch.from_numpy(np.ascontiguousarray(z[part], np.float32)).to(device)
+        answers.append(model.decode(batch)[:, 0].cpu().numpy())
+    return np.concatenate(answers)
 
 
 def train(root: Path, study: Study, run: str = "runs/vae", start: str = "resume") -> None:
