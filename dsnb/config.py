@@ -32,7 +32,7 @@ class Cohort:
 class Training:
     """How one model is trained; the same loop serves VAE and diffusion."""
 
-    volumes: int = 6000  # volumes seen
+    volumes: int = 4000  # volumes seen
     batch: int = 2  # global batch, over all ranks and accumulation steps; steps count, not size
     accumulate: int = 1  # micro-batches summed before a step
     lr: float = 1.5e-3  # peak learning rate, AdamW
