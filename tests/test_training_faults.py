@@ -24,7 +24,7 @@ from toy import IDENTITY, SETTINGS, Line, log, trained
 from dsnb import __main__ as command_line
 from dsnb import checkpoints, dataset, distributed, launcher, record, training
 from dsnb.checks import BadInput
-from dsnb.config import replace
+from dsnb.config import as_plain, replace
 from dsnb.training.watch import Watch
 
 HERE = Path(__file__).resolve().parent
@@ -220,12 +220,22 @@ def falls_back(folder, monkeypatch, how):
     assert len(told) == 1 and newest.name in told[0] and "digest" in told[0]
 
 
-def product(root: Path, start: str = "resume", width: int = 4, task=None) -> None:
+def product(
+    root: Path, start: str = "resume", width: int = 4, task=None, code=CODE, parents=(), **plan
+) -> None:
     """Train the toy as a product."""
+    plan = replace(SETTINGS, **plan)
     training.train_product(
-        root, "runs/line", "train line", {"width": width}, (), CODE,
-        lambda device: (task or Line(), SETTINGS), start,
+        root, "runs/line", "train line", {"width": width, "training": as_plain(plan)}, parents,
+        code, lambda device: (task or Line(), plan), start,
     )  # fmt: skip
+
+
+def parent(root: Path, seed: int) -> None:
+    """Make, or make again, the product that the toy's training starts from."""
+    made = record.begin(root, "prepared", "prepare", {"seed": seed}, (), ("space",))
+    if not made.done:
+        made.finish()
 
 
 def test_t04_all_damaged_is_refused_and_scratch_keeps_them_aside(tmp_path):
@@ -469,6 +479,68 @@ def test_t15_other_settings_are_refused_by_their_keys(tmp_path):
     product(tmp_path, "weights", width=8)
     weights = [checkpoints.newest(tmp_path / f"runs/line{end}") for end in ("-aside-1", "")]
     assert [w["seen"] for w in weights] == [16, 24] and weights[1]["step"] == 6
+
+
+CHANGES = {
+    "code": ({"code": ("space",)}, 1, r"E-RESUME line: code is \['code'\].*--start weights"),
+    "parents": ({}, 2, r"E-RESUME line: parents is \['parents.prepared'\].*--start scratch"),
+    "settings": ({"width": 8}, 1, r"E-RESUME line: settings is \['settings.width'\]"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_t15_an_unfinished_run_outlives_any_change(tmp_path, what):
+    """Claim: changed code, parents or settings are named, and no checkpoint of a run is removed."""
+    given, seed, wanted = CHANGES[what]
+    parent(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5), parents=("prepared",))
+    before = sorted((tmp_path / "runs/line").iterdir())
+    parent(tmp_path, seed)
+    with pytest.raises(BadInput, match=wanted):
+        product(tmp_path, parents=("prepared",), **given)
+    assert sorted((tmp_path / "runs/line").iterdir()) == before
+    product(tmp_path, "scratch", parents=("prepared",), **given)
+    assert checkpoints.newest(tmp_path / "runs/line-aside-1")["seen"] == 16
+    assert checkpoints.newest(tmp_path / "runs/line")["seen"] == 24
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_t15_a_finished_run_is_kept_when_outdated(tmp_path, capsys, what):
+    """Claim: the study goes on by itself, the newest outdated run stays, those asked for, too."""
+    given, seed, _ = CHANGES[what]
+    parent(tmp_path, 1)
+    product(tmp_path, parents=("prepared",))
+    product(tmp_path, "scratch", parents=("prepared",), seed=4)
+    first = checkpoints.newest(tmp_path / "runs/line")
+    parent(tmp_path, seed)
+    product(tmp_path, parents=("prepared",), seed=4, **given)
+    assert checkpoints.identical(first, checkpoints.newest(tmp_path / "runs/line-outdated"))
+    assert "line: the outdated run is kept, in place of any earlier one, in line-outdated" in (
+        capsys.readouterr().err
+    )
+    product(tmp_path, parents=("prepared",), seed=5, **given)
+    product(tmp_path, parents=("prepared",), seed=6, **given)
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["line", "line-aside-1", "line-outdated"]
+    kept = [checkpoints.newest(tmp_path / "runs" / name)["identity"] for name in names]
+    assert [note["settings"]["training"]["seed"] for note in kept] == [6, 3, 5]
+
+
+def test_t15_a_finished_run_with_a_damaged_file_keeps_its_checkpoints(tmp_path):
+    """Claim: a stray edit of a finished run makes it again, and removes nothing."""
+    product(tmp_path)
+    (tmp_path / "runs/line/stats.jsonl").write_text("edited\n")
+    product(tmp_path)
+    assert checkpoints.newest(tmp_path / "runs/line-outdated")["seen"] == 24
+
+
+def test_t15_a_run_is_set_aside_under_the_first_free_name(tmp_path):
+    """Claim: a deleted `-aside-1` beside an `-aside-2` neither fails nor overwrites."""
+    (tmp_path / "line-aside-2").mkdir()
+    for number in (1, 3):
+        (tmp_path / "line").mkdir()
+        assert checkpoints.set_aside(tmp_path / "line").name == f"line-aside-{number}"
 
 
 def test_t15_a_requeued_job_never_starts_over(tmp_path, monkeypatch):

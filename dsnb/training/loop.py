@@ -190,7 +190,8 @@ def train_product(
 
     Rank 0 alone asks, and clears, the product folder; all then follow its answer. `start` is
     `resume`, `weights` (of the run there, as the start of a new one) or `scratch`; both keep the
-    old run beside the new one. Other settings than those of an unfinished run are refused.
+    old run beside the new one. Settings, code or parents other than those of an unfinished run are
+    refused; a finished run that is outdated is set aside.
     """
     plan = {k: v for k, v in settings.get("training", {}).items() if k not in KEEPING}
     settings = settings | ({"training": plan} if plan else {})
@@ -199,8 +200,10 @@ def train_product(
 
         def begin() -> tuple[bool, dict, dict | None]:
             nonlocal product
-            weights = _make_room(root / name, settings, start)
-            product = record.begin(root, name, verb, settings, parents, code)
+            words = verb, settings, parents, code
+            key = record.digest(record.planned(root, *words))
+            weights = _start_over(root / name, key, start)
+            product = record.begin(root, name, *words, _keep)
             return product.done, product.note, weights
 
         done, note, weights = distributed.from_first(ranks, begin)
@@ -211,17 +214,25 @@ def train_product(
             product.finish()
 
 
-def _make_room(run: Path, settings: dict, start: str) -> dict | None:
+def _start_over(run: Path, key: str, start: str) -> dict | None:
     """Set an old run aside where a new start is asked for; return the weights it starts from."""
     if start != "resume" and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         record.say(f"{run.name}: requeued, so it goes on in spite of --start {start}")
         start = "resume"
     if start == "resume":
-        if checkpoints.listed(run) and not (run / "product.json").is_file():
-            old = checkpoints.newest(run)["identity"].get("settings", {})
-            checkpoints.check_identity(run, {"settings": old}, {"settings": record.plain(settings)})
         return None
     weights = checkpoints.require(run, "seen") if start == "weights" else None
     if run.is_dir():
         checkpoints.set_aside(run)
     return weights
+
+
+def _keep(run: Path, note: dict) -> None:
+    """Never let checkpoints be cleared: set a finished run aside, refuse to leave an unfinished."""
+    kinds = [kind for kind in checkpoints.KEPT if checkpoints.listed(run, kind)]
+    if not kinds:
+        return
+    if not (run / "product.json").is_file():
+        old = checkpoints.newest(run, kinds[0]).get("identity", {})
+        checkpoints.check_identity(run, old, note)
+    checkpoints.set_aside(run, outdated=True)
