@@ -213,6 +213,14 @@ def fitting(run: Path, saved: dict, known: dict) -> dict:
     return plain
 
 
+def weights_of(run: Path, payload: dict, name: str, known: dict) -> dict:
+    """Return a payload's `model` or `ema` weights as `fitting`; the other where it has none."""
+    if name not in payload:
+        record.say(f"{run.name}: its checkpoint has no {name} weights; the other ones are taken")
+    other = payload.get("model", payload.get("ema", {}))
+    return fitting(run, payload.get(name, other), known)
+
+
 def check_identity(run: Path, saved: dict, identity: dict) -> None:
     """Refuse to resume another run, naming the settings that differ."""
     flat = [(pd.json_normalize(e).to_dict("records") or [{}])[0] for e in (saved, identity)]

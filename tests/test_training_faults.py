@@ -553,6 +553,46 @@ def test_t15_a_requeued_job_never_starts_over(tmp_path, monkeypatch):
     assert len(task.loaded) == 2
 
 
+@pytest.mark.parametrize("start", ["scratch", "weights"])
+def test_t15_a_start_that_a_signal_stopped_goes_on_when_given_again(tmp_path, capsys, start):
+    """Claim: the same command after exit 75 resumes and says so, until its marker is removed."""
+    product(tmp_path)
+    stop = ranks.Eventful(lambda: os.kill(os.getpid(), signal.SIGUSR1), rank=0, at=2)
+    with pytest.raises(training.Stopped):
+        product(tmp_path, start, task=stop)
+    task = Line()
+    product(tmp_path, start, task=task)
+    assert len(task.loaded) == 4 and len(list((tmp_path / "runs").iterdir())) == 2
+    assert f"goes on in spite of --start {start}; remove requeue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["another run", "no marker"])
+def test_t15_a_marker_never_bars_the_way_out(tmp_path, way):
+    """Claim: a stop of other code, or one whose marker was removed, does not undo --start."""
+    stop = ranks.Eventful(lambda: os.kill(os.getpid(), signal.SIGUSR1), rank=0, at=2)
+    with pytest.raises(training.Stopped):
+        product(tmp_path, task=stop)
+    if way == "no marker":
+        (tmp_path / "runs/line" / checkpoints.MARKER).unlink()
+    task = Line()
+    product(tmp_path, "scratch", task=task, code=("space",) if way == "another run" else CODE)
+    assert len(task.loaded) == 6 and (tmp_path / "runs/line-aside-1").is_dir()
+
+
+def test_t15_settings_that_change_no_number_may_change(tmp_path):
+    """Claim: a resume takes what guides tell to change; a finished run is not made again."""
+    product(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5))
+    task, others = Line(), {"checkpoint_every": 4, "accumulate": 2, "patience_s": 99.0}
+    product(tmp_path, task=task, checkpoint_minutes=1.0, **others)
+    assert len(task.loaded) == 4  # two steps of two micro-batches
+    losses = [log(root / "runs/line")["loss"] for root in (tmp_path, tmp_path / "whole")]
+    assert losses[0].to_numpy() == pytest.approx(losses[1].to_numpy(), rel=1e-5)
+    product(tmp_path, task=task)
+    assert len(task.loaded) == 4
+
+
 def test_t16_the_same_job_twice_is_refused_by_name(tmp_path, monkeypatch):
     """Claim: the lock tells job, host, process and since when; `begin` clears nothing (G9)."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
@@ -591,6 +631,42 @@ def test_t17_a_missing_part_is_named(tmp_path, part):
     half = {name: value for name, value in whole.items() if name != part}
     with pytest.raises(BadInput, match=rf"E-CHECKPOINT.*without \['{part}'\].*--start weights"):
         state.restore(tmp_path / "run", half)
+
+
+@pytest.mark.parametrize("part", ["ema", "model", "optimizer", "identity"])
+def test_t17_the_weights_that_are_left_are_a_start(tmp_path, capsys, part):
+    """Claim: the way out that the refusal tells works, from whatever weights are there."""
+    run = tmp_path / "runs/line"
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5))
+    whole = checkpoints.newest(run)
+    half = {name: value for name, value in whole.items() if name != part}
+    for path in checkpoints.listed(run):
+        path.unlink()
+    torch.save(half, run / "aside.pt")
+    (run / "aside.pt").rename(run / f"seen-000000016-{record.digest(run / 'aside.pt')}.pt")
+    with pytest.raises(BadInput, match="E-CHECKPOINT.*--start weights"):
+        product(tmp_path)
+    task = Line()
+    with pytest.raises(KeyboardInterrupt):
+        task.stop_at = 0
+        product(tmp_path, "weights", task=task)
+    start = whole["ema" if part == "model" else "model"]["weight"]
+    assert torch.equal(task.model.weight, start)
+    assert ("the other ones are taken" in capsys.readouterr().err) == (part in ("ema", "model"))
+
+
+@pytest.mark.parametrize("kind", ["another shape", "none"])
+def test_t17_weights_are_checked_before_the_run_is_moved(tmp_path, kind):
+    """Claim: weights that cannot be taken are refused with the old run still in its place."""
+    run = tmp_path / "runs/line"
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5 if kind == "another shape" else 0))
+    task = Line()
+    task.model = torch.nn.Linear(7, 1)
+    with pytest.raises(BadInput, match="E-WEIGHTS.*1 of 2" if kind != "none" else "E-MISSING"):
+        product(tmp_path, "weights", task=task)
+    assert [path.name for path in run.parent.iterdir()] == ["line"] and list(run.iterdir())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

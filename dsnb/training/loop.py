@@ -18,7 +18,8 @@ from dsnb.training.state import State, Task, assess, step
 from dsnb.training.watch import Watch
 
 PATIENCE = 5  # steps in a row without a finite gradient before the training stops
-KEEPING = ("patience_s", "checkpoint_minutes")  # settings that change no number
+# Settings that change no number but by rounding, as the number of ranks does: a resume takes them.
+KEEPING = ("patience_s", "checkpoint_minutes", "checkpoint_every", "accumulate")
 
 
 def train(
@@ -196,32 +197,42 @@ def train_product(
     plan = {k: v for k, v in settings.get("training", {}).items() if k not in KEEPING}
     settings = settings | ({"training": plan} if plan else {})
     with distributed.joined() as ranks:
-        product = None
+        product, built = None, build(ranks.device) if start == "weights" else None
 
         def begin() -> tuple[bool, dict, dict | None]:
             nonlocal product
             words = verb, settings, parents, code
             key = record.digest(record.planned(root, *words))
-            weights = _start_over(root / name, key, start)
+            weights = _start_over(root / name, key, start, built and built[0])
             product = record.begin(root, name, *words, _keep)
             return product.done, product.note, weights
 
         done, note, weights = distributed.from_first(ranks, begin)
         if done:
             return
-        train(root / name, *build(ranks.device), note, weights)
+        train(root / name, *(built or build(ranks.device)), note, weights)
         if ranks.first:
             product.finish()
 
 
-def _start_over(run: Path, key: str, start: str) -> dict | None:
-    """Set an old run aside where a new start is asked for; return the weights it starts from."""
-    if start != "resume" and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-        record.say(f"{run.name}: requeued, so it goes on in spite of --start {start}")
-        start = "resume"
+def _start_over(run: Path, key: str, start: str, task: Task | None) -> dict | None:
+    """Set an old run aside where a new start is asked for; return the weights it starts from.
+
+    Not so where this very start (its product's key) was stopped by a signal, and goes on.
+    """
     if start == "resume":
         return None
+    goes_on, begun = f"so it goes on in spite of --start {start}", run / ".begun"
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        record.say(f"{run.name}: requeued, {goes_on}")
+        return None
+    if (run / checkpoints.MARKER).is_file() and begun.is_file() and begun.read_text() == key:
+        how = f"remove {checkpoints.MARKER} in its folder to start over"
+        record.say(f"{run.name}: it stopped on a signal and saved, {goes_on}; {how}")
+        return None
     weights = checkpoints.require(run, "seen") if start == "weights" else None
+    for name in ("model", "ema") if weights else ():  # before the old run is moved
+        checkpoints.weights_of(run, weights, name, task.model.state_dict())
     if run.is_dir():
         checkpoints.set_aside(run)
     return weights
