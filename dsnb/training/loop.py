@@ -67,16 +67,18 @@ def _train(
             entry |= found
             if better and ranks.first:
                 watch.note("saving")
-                checkpoints.save(run, "best", state.payload())
+                keeper.save("best")
         if ranks.first:
             watch.note("writing")
             log.append(run, entry | keeper.cost())
             if _due(counts["seen"], settings.checkpoint_every, settings) or keeper.late():
-                keeper.save()
+                keeper.save("seen")
             record.progress(f"train {run.name}", counts["seen"], settings.volumes)
         if state.stopping and counts["seen"] < settings.volumes:
             distributed.from_first(ranks, lambda: keeper.leave(watch.signal))
             raise Stopped(f"{run.name}: stopped and saved after {counts['seen']} volumes")
+    if ranks.first:
+        log.amend(run, keeper.cost())
     seconds = time.perf_counter() - began
     return {k: counts[k] for k in ("step", "seen", "skipped")} | {
         "best": state.best,
@@ -100,6 +102,10 @@ def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -
             seen = {f"rank {rank}": value for rank, value in enumerate(seen)}
             fix = "give every rank the same data and settings"
             raise BadInput("E-UNEQUAL", "ranks", name, seen, "the same on every rank", fix)
+    for name in ("training samples", "validation samples"):
+        if not mine[name]:
+            fix = "give more people, or move some in the table's column split"
+            raise BadInput("E-SPLIT", "the split", name, 0, "at least one", fix)
     if ranks.first:
         record.say(
             f"global batch {settings.batch} = {ranks.world} ranks x {settings.accumulate} "
@@ -139,8 +145,8 @@ class _Keeper:
     state: State
     settings: Training
     seen: int = field(init=False)  # volumes seen that are safe
-    seconds: float = 0.0  # of the last save
-    told: bool = True  # whether the log has them
+    seconds: float = 0.0  # of the last save that a resume starts from
+    untold: float = 0.0  # seconds of all saves that the log does not have yet
 
     def __post_init__(self):
         self.seen, self.when = self.state.counts["seen"], time.monotonic()
@@ -149,20 +155,23 @@ class _Keeper:
         """Return whether the last checkpoint is too old; clusters do not always warn."""
         return time.monotonic() - self.when > 60 * self.settings.checkpoint_minutes
 
-    def save(self) -> None:
+    def save(self, kind: str) -> None:
         """Save, and time it; the first time, compare it with the launcher's patience."""
         began, grace = time.monotonic(), float(os.environ.get("DSNB_SHUTDOWN_S", "inf"))
-        checkpoints.save(self.run, "seen", self.state.payload())
+        checkpoints.save(self.run, kind, self.state.payload())
+        ended = time.monotonic()
+        self.untold += ended - began
+        if kind == "best":
+            return
         first = not self.seconds
-        self.seen, self.when = self.state.counts["seen"], time.monotonic()
-        self.seconds, self.told = self.when - began, False
+        self.seen, self.when, self.seconds = self.state.counts["seen"], ended, ended - began
         if first and 2 * self.seconds > grace:
             record.say(f"a save takes {self.seconds:.0f} s: raise --shutdown-timeout={grace:.0f}")
 
     def cost(self) -> dict[str, float]:
-        """Return `save_s`, the seconds of the save before this step, once."""
-        told, self.told = self.told, True
-        return {} if told else {"save_s": self.seconds}
+        """Return `save_s`, the seconds of the saves since the last row of the log, once."""
+        untold, self.untold = self.untold, 0.0
+        return {"save_s": untold} if untold else {}
 
     def leave(self, name: str) -> None:
         """Save on a signal, and leave a marker for whoever starts the next job."""
@@ -171,7 +180,8 @@ class _Keeper:
         if lost:
             said = f"{name or 'a signal on another rank'}: saving after step {counts['step']}"
             record.say(f"{said}; {lost} volumes would be lost if this save is cut")
-            self.save()
+            self.save("seen")
+        log.amend(self.run, self.cost())
         marker = {"step": counts["step"], "seen": counts["seen"], "save_s": self.seconds}
         with record.writing(self.run):
             record.write_json(self.run / checkpoints.MARKER, marker)
