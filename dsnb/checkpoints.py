@@ -7,6 +7,7 @@ torch.load accepts a flipped bit in silence.
 import errno
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -86,14 +87,22 @@ def sweep(run: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def set_aside(run: Path) -> Path:
-    """Rename a run folder to `<name>-aside-<n>`, so that a new run starts and nothing is lost."""
-    taken = len(list(run.parent.glob(f"{run.name}-aside-*")))
-    target = run.with_name(f"{run.name}-aside-{taken + 1}")
+def set_aside(run: Path, outdated: bool = False) -> Path:
+    """Rename a run folder to `<name>-aside-<n>`, so that a new run starts and nothing is lost.
+
+    An `outdated` run, which nobody asked to keep, becomes `<name>-outdated`; only the newest stays.
+    """
+    names = (run.with_name(f"{run.name}-aside-{number}") for number in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    told = f"{run.name}: the run there before is kept in "
     with locked(run):
+        if outdated:
+            target = run.with_name(f"{run.name}-outdated")
+            told = f"{run.name}: the outdated run is kept, in place of any earlier one, in "
+            shutil.rmtree(target, ignore_errors=True)
         run.rename(target)
         (target / ".lock").unlink()
-    record.say(f"{run.name}: the run there before is kept in {target.name}")
+    record.say(told + target.name)
     return target
 
 
@@ -204,11 +213,20 @@ def fitting(run: Path, saved: dict, known: dict) -> dict:
     return plain
 
 
+def weights_of(run: Path, payload: dict, name: str, known: dict) -> dict:
+    """Return a payload's `model` or `ema` weights as `fitting`; the other where it has none."""
+    if name not in payload:
+        record.say(f"{run.name}: its checkpoint has no {name} weights; the other ones are taken")
+    other = payload.get("model", payload.get("ema", {}))
+    return fitting(run, payload.get(name, other), known)
+
+
 def check_identity(run: Path, saved: dict, identity: dict) -> None:
     """Refuse to resume another run, naming the settings that differ."""
     flat = [(pd.json_normalize(e).to_dict("records") or [{}])[0] for e in (saved, identity)]
     keys = sorted(set(flat[0]) | set(flat[1]))
     differ = [key for key in keys if str(flat[0].get(key)) != str(flat[1].get(key))]
     if differ:
-        fix = "give back the old settings, or give --start scratch (or weights)"
-        raise BadInput("E-RESUME", run.name, "settings", differ, "those of its checkpoint", fix)
+        parts = " and ".join(dict.fromkeys(key.split(".")[0] for key in differ))
+        fix = f"give back the old {parts}, or --start weights or --start scratch, which keep it"
+        raise BadInput("E-RESUME", run.name, parts, differ, "those of its checkpoint", fix)

@@ -1,8 +1,12 @@
 """The training loop: exact resume, checkpoints that vouch for themselves, guards, averaging."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -162,6 +166,49 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     """Claim: unequal shares, which would bias every mean, cannot start."""
     with pytest.raises(BadInput, match="E-BATCH.*multiple of 1 processes x 3"):
         trained(tmp_path / "run", settings=replace(SETTINGS, accumulate=3))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_log_adds_up_to_the_wall_time(tmp_path, monkeypatch, stopped):
+    """Claim: steps, validations and every save (best, periodic, last, on a signal) are the time."""
+    save, saved = checkpoints.save, []
+
+    def slowly(run, kind, payload):
+        time.sleep(0.2)
+        saved.append((kind, payload["seen"]))
+        return save(run, kind, payload)
+
+    class Slow(Line):
+        def load(self, rows):
+            time.sleep(0.05)
+            if stopped and len(self.loaded) == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().load(rows)
+
+        def conclude(self, found):
+            time.sleep(0.1)
+            return super().conclude(found)
+
+    monkeypatch.setattr(checkpoints, "save", slowly)
+    began = time.perf_counter()
+    with pytest.raises(training.Stopped) if stopped else nullcontext():
+        trained(tmp_path / "run", Slow())
+    wall = time.perf_counter() - began
+    stats = training.read_stats(tmp_path / "run")
+    assert saved[-1] == ("seen", 12 if stopped else 24) and ("best", 8) in saved
+    assert stats["save_s"].sum() > 0.2 * len(saved)
+    told = stats[["seconds", "validate_s", "save_s"]].sum().sum()
+    assert told < wall and told == pytest.approx(wall, abs=0.25)
+
+
+@pytest.mark.parametrize("name", ["rows", "held"])
+def test_a_split_without_people_is_refused(tmp_path, name):
+    """Claim: nobody to train on, or to validate on, is a sentence before the first step."""
+    task, said = Line(), {"rows": "training samples", "held": "validation samples"}[name]
+    setattr(task, name, 0)
+    with pytest.raises(BadInput, match=f"E-SPLIT the split: {said} is 0.*column split"):
+        trained(tmp_path / "run", task)
+    assert not (tmp_path / "run/stats.jsonl").exists()
 
 
 def test_the_log_is_json_lines_with_terms_apart(tmp_path):

@@ -24,7 +24,7 @@ from toy import IDENTITY, SETTINGS, Line, log, trained
 from dsnb import __main__ as command_line
 from dsnb import checkpoints, dataset, distributed, launcher, record, training
 from dsnb.checks import BadInput
-from dsnb.config import replace
+from dsnb.config import as_plain, replace
 from dsnb.training.watch import Watch
 
 HERE = Path(__file__).resolve().parent
@@ -220,12 +220,22 @@ def falls_back(folder, monkeypatch, how):
     assert len(told) == 1 and newest.name in told[0] and "digest" in told[0]
 
 
-def product(root: Path, start: str = "resume", width: int = 4, task=None) -> None:
+def product(
+    root: Path, start: str = "resume", width: int = 4, task=None, code=CODE, parents=(), **plan
+) -> None:
     """Train the toy as a product."""
+    plan = replace(SETTINGS, **plan)
     training.train_product(
-        root, "runs/line", "train line", {"width": width}, (), CODE,
-        lambda device: (task or Line(), SETTINGS), start,
+        root, "runs/line", "train line", {"width": width, "training": as_plain(plan)}, parents,
+        code, lambda device: (task or Line(), plan), start,
     )  # fmt: skip
+
+
+def parent(root: Path, seed: int) -> None:
+    """Make, or make again, the product that the toy's training starts from."""
+    made = record.begin(root, "prepared", "prepare", {"seed": seed}, (), ("space",))
+    if not made.done:
+        made.finish()
 
 
 def test_t04_all_damaged_is_refused_and_scratch_keeps_them_aside(tmp_path):
@@ -471,6 +481,68 @@ def test_t15_other_settings_are_refused_by_their_keys(tmp_path):
     assert [w["seen"] for w in weights] == [16, 24] and weights[1]["step"] == 6
 
 
+CHANGES = {
+    "code": ({"code": ("space",)}, 1, r"E-RESUME line: code is \['code'\].*--start weights"),
+    "parents": ({}, 2, r"E-RESUME line: parents is \['parents.prepared'\].*--start scratch"),
+    "settings": ({"width": 8}, 1, r"E-RESUME line: settings is \['settings.width'\]"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_t15_an_unfinished_run_outlives_any_change(tmp_path, what):
+    """Claim: changed code, parents or settings are named, and no checkpoint of a run is removed."""
+    given, seed, wanted = CHANGES[what]
+    parent(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5), parents=("prepared",))
+    before = sorted((tmp_path / "runs/line").iterdir())
+    parent(tmp_path, seed)
+    with pytest.raises(BadInput, match=wanted):
+        product(tmp_path, parents=("prepared",), **given)
+    assert sorted((tmp_path / "runs/line").iterdir()) == before
+    product(tmp_path, "scratch", parents=("prepared",), **given)
+    assert checkpoints.newest(tmp_path / "runs/line-aside-1")["seen"] == 16
+    assert checkpoints.newest(tmp_path / "runs/line")["seen"] == 24
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_t15_a_finished_run_is_kept_when_outdated(tmp_path, capsys, what):
+    """Claim: the study goes on by itself, the newest outdated run stays, those asked for, too."""
+    given, seed, _ = CHANGES[what]
+    parent(tmp_path, 1)
+    product(tmp_path, parents=("prepared",))
+    product(tmp_path, "scratch", parents=("prepared",), seed=4)
+    first = checkpoints.newest(tmp_path / "runs/line")
+    parent(tmp_path, seed)
+    product(tmp_path, parents=("prepared",), seed=4, **given)
+    assert checkpoints.identical(first, checkpoints.newest(tmp_path / "runs/line-outdated"))
+    assert "line: the outdated run is kept, in place of any earlier one, in line-outdated" in (
+        capsys.readouterr().err
+    )
+    product(tmp_path, parents=("prepared",), seed=5, **given)
+    product(tmp_path, parents=("prepared",), seed=6, **given)
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["line", "line-aside-1", "line-outdated"]
+    kept = [checkpoints.newest(tmp_path / "runs" / name)["identity"] for name in names]
+    assert [note["settings"]["training"]["seed"] for note in kept] == [6, 3, 5]
+
+
+def test_t15_a_finished_run_with_a_damaged_file_keeps_its_checkpoints(tmp_path):
+    """Claim: a stray edit of a finished run makes it again, and removes nothing."""
+    product(tmp_path)
+    (tmp_path / "runs/line/stats.jsonl").write_text("edited\n")
+    product(tmp_path)
+    assert checkpoints.newest(tmp_path / "runs/line-outdated")["seen"] == 24
+
+
+def test_t15_a_run_is_set_aside_under_the_first_free_name(tmp_path):
+    """Claim: a deleted `-aside-1` beside an `-aside-2` neither fails nor overwrites."""
+    (tmp_path / "line-aside-2").mkdir()
+    for number in (1, 3):
+        (tmp_path / "line").mkdir()
+        assert checkpoints.set_aside(tmp_path / "line").name == f"line-aside-{number}"
+
+
 def test_t15_a_requeued_job_never_starts_over(tmp_path, monkeypatch):
     """Claim: `--start scratch` in a job file does not throw away what the job did before."""
     with pytest.raises(KeyboardInterrupt):
@@ -479,6 +551,46 @@ def test_t15_a_requeued_job_never_starts_over(tmp_path, monkeypatch):
     task = Line()
     product(tmp_path, "scratch", task=task)
     assert len(task.loaded) == 2
+
+
+@pytest.mark.parametrize("start", ["scratch", "weights"])
+def test_t15_a_start_that_a_signal_stopped_goes_on_when_given_again(tmp_path, capsys, start):
+    """Claim: the same command after exit 75 resumes and says so, until its marker is removed."""
+    product(tmp_path)
+    stop = ranks.Eventful(lambda: os.kill(os.getpid(), signal.SIGUSR1), rank=0, at=2)
+    with pytest.raises(training.Stopped):
+        product(tmp_path, start, task=stop)
+    task = Line()
+    product(tmp_path, start, task=task)
+    assert len(task.loaded) == 4 and len(list((tmp_path / "runs").iterdir())) == 2
+    assert f"goes on in spite of --start {start}; remove requeue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["another run", "no marker"])
+def test_t15_a_marker_never_bars_the_way_out(tmp_path, way):
+    """Claim: a stop of other code, or one whose marker was removed, does not undo --start."""
+    stop = ranks.Eventful(lambda: os.kill(os.getpid(), signal.SIGUSR1), rank=0, at=2)
+    with pytest.raises(training.Stopped):
+        product(tmp_path, task=stop)
+    if way == "no marker":
+        (tmp_path / "runs/line" / checkpoints.MARKER).unlink()
+    task = Line()
+    product(tmp_path, "scratch", task=task, code=("space",) if way == "another run" else CODE)
+    assert len(task.loaded) == 6 and (tmp_path / "runs/line-aside-1").is_dir()
+
+
+def test_t15_settings_that_change_no_number_may_change(tmp_path):
+    """Claim: a resume takes what guides tell to change; a finished run is not made again."""
+    product(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5))
+    task, others = Line(), {"checkpoint_every": 4, "accumulate": 2, "patience_s": 99.0}
+    product(tmp_path, task=task, checkpoint_minutes=1.0, **others)
+    assert len(task.loaded) == 4  # two steps of two micro-batches
+    losses = [log(root / "runs/line")["loss"] for root in (tmp_path, tmp_path / "whole")]
+    assert losses[0].to_numpy() == pytest.approx(losses[1].to_numpy(), rel=1e-5)
+    product(tmp_path, task=task)
+    assert len(task.loaded) == 4
 
 
 def test_t16_the_same_job_twice_is_refused_by_name(tmp_path, monkeypatch):
@@ -519,6 +631,42 @@ def test_t17_a_missing_part_is_named(tmp_path, part):
     half = {name: value for name, value in whole.items() if name != part}
     with pytest.raises(BadInput, match=rf"E-CHECKPOINT.*without \['{part}'\].*--start weights"):
         state.restore(tmp_path / "run", half)
+
+
+@pytest.mark.parametrize("part", ["ema", "model", "optimizer", "identity"])
+def test_t17_the_weights_that_are_left_are_a_start(tmp_path, capsys, part):
+    """Claim: the way out that the refusal tells works, from whatever weights are there."""
+    run = tmp_path / "runs/line"
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5))
+    whole = checkpoints.newest(run)
+    half = {name: value for name, value in whole.items() if name != part}
+    for path in checkpoints.listed(run):
+        path.unlink()
+    torch.save(half, run / "aside.pt")
+    (run / "aside.pt").rename(run / f"seen-000000016-{record.digest(run / 'aside.pt')}.pt")
+    with pytest.raises(BadInput, match="E-CHECKPOINT.*--start weights"):
+        product(tmp_path)
+    task = Line()
+    with pytest.raises(KeyboardInterrupt):
+        task.stop_at = 0
+        product(tmp_path, "weights", task=task)
+    start = whole["ema" if part == "model" else "model"]["weight"]
+    assert torch.equal(task.model.weight, start)
+    assert ("the other ones are taken" in capsys.readouterr().err) == (part in ("ema", "model"))
+
+
+@pytest.mark.parametrize("kind", ["another shape", "none"])
+def test_t17_weights_are_checked_before_the_run_is_moved(tmp_path, kind):
+    """Claim: weights that cannot be taken are refused with the old run still in its place."""
+    run = tmp_path / "runs/line"
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, task=Line(stop_at=5 if kind == "another shape" else 0))
+    task = Line()
+    task.model = torch.nn.Linear(7, 1)
+    with pytest.raises(BadInput, match="E-WEIGHTS.*1 of 2" if kind != "none" else "E-MISSING"):
+        product(tmp_path, "weights", task=task)
+    assert [path.name for path in run.parent.iterdir()] == ["line"] and list(run.iterdir())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

@@ -6,6 +6,7 @@ damaged.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from dsnb.checks import BadInput
@@ -105,33 +106,35 @@ def require(root: Path, name: str) -> str:
     return manifest["key"]
 
 
+def planned(root: Path, verb: str, settings: object, parents: tuple[str, ...], code: tuple) -> dict:
+    """Return the note of a product to be made now; its digest is the product's key."""
+    keys = {parent: require(root, parent) for parent in parents}
+    return {"verb": verb, "settings": plain(settings), "parents": keys, "code": code_digest(*code)}
+
+
 def begin(
-    root: Path, name: str, verb: str, settings: object, parents: tuple[str, ...], code: tuple
-) -> Product:
+    root: Path, name: str, verb: str, settings: object, parents: tuple[str, ...], code: tuple,
+    keep: Callable[[Path, dict], None] | None = None,
+) -> Product:  # fmt: skip
     """Open a product folder: `done` if it is current, otherwise ready to write or to go on.
 
     Files of an unfinished product with the same key are kept, so a killed verb resumes; files
-    of an outdated one are removed. A folder that is not ours is refused.
+    of an outdated one are removed, unless `keep` (folder, new note) moves them away or refuses.
+    A folder that is not ours is refused.
     """
-    keys = {parent: require(root, parent) for parent in parents}
-    note = {
-        "verb": verb,
-        "settings": plain(settings),
-        "parents": keys,
-        "code": code_digest(*code),
-    }
+    note = planned(root, verb, settings, parents, code)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         file = (root / ".begin").open("w")
     with file, writing(root):  # shards begin one product at the same moment
         lock(file, root.name)
-        return _open(Product(root, name, note), root)
+        return _open(Product(root, name, note), root, keep)
 
 
-def _open(product: Product, root: Path) -> Product:
+def _open(product: Product, root: Path, keep: Callable[[Path, dict], None] | None) -> Product:
     """Find a product current, unfinished, outdated, foreign or absent; clear what is outdated."""
     folder, name, note = product.folder, product.name, product.note
-    begun, verb = folder / ".begun", note["verb"]
+    begun, verb, why = folder / ".begun", note["verb"], ""
     manifest = _manifest(root, name)
     if manifest and manifest["key"] == product.key:
         fault = _damaged(folder, manifest)
@@ -139,21 +142,25 @@ def _open(product: Product, root: Path) -> Product:
             product.done = True
             say(f"{verb}: nothing changed, {len(manifest['files'])} files kept")
             return product
-        say(f"{verb}: {name}/{fault}; making it again")
+        why = f"{name}/{fault}; making it again"
     elif manifest:
         changed = [part for part in note if manifest["note"].get(part) != note[part]]
-        say(f"{verb}: {' and '.join(changed)} changed; making {name} again")
+        why = f"{' and '.join(changed)} changed; making {name} again"
     elif begun.is_file() and begun.read_text() == product.key:
         say(f"{verb}: an unfinished {name} goes on")
         return product
     elif begun.is_file():
-        say(f"{verb}: the unfinished {name} has other settings, parents or code; making it again")
+        why = f"the unfinished {name} has other settings, parents or code; making it again"
     elif folder.is_dir() and any(folder.iterdir()):
         raise BadInput(
             "E-FOREIGN", name, "this folder", "files that dsnb did not write", "an empty folder",
             "move them away or give another data root",
         )  # fmt: skip
     _check_idle(folder, name)
+    if keep:
+        keep(folder, note)
+    if why:
+        say(f"{verb}: {why}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_text(begun, product.key)

@@ -41,6 +41,16 @@ def append(run: Path, entry: dict) -> None:
         log.write(json.dumps(record.plain(entry)) + "\n")
 
 
+def amend(run: Path, more: dict) -> None:
+    """Add to the last row what came after it: the last saves."""
+    lines = (run / "stats.jsonl").read_text().splitlines() if more else []
+    if lines:
+        last = json.loads(lines[-1])
+        for name, value in more.items():
+            last[name] = last.get(name, 0) + value
+        record.write_text(run / "stats.jsonl", "\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+
+
 def rewind(run: Path, seen: int) -> int:
     """Drop rows later than the checkpoint, and one that a kill cut short; return volumes lost."""
     path, kept, last = run / "stats.jsonl", [], seen

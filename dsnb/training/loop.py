@@ -18,7 +18,8 @@ from dsnb.training.state import State, Task, assess, step
 from dsnb.training.watch import Watch
 
 PATIENCE = 5  # steps in a row without a finite gradient before the training stops
-KEEPING = ("patience_s", "checkpoint_minutes")  # settings that change no number
+# Settings that change no number but by rounding, as the number of ranks does: a resume takes them.
+KEEPING = ("patience_s", "checkpoint_minutes", "checkpoint_every", "accumulate")
 
 
 def train(
@@ -66,16 +67,18 @@ def _train(
             entry |= found
             if better and ranks.first:
                 watch.note("saving")
-                checkpoints.save(run, "best", state.payload())
+                keeper.save("best")
         if ranks.first:
             watch.note("writing")
             log.append(run, entry | keeper.cost())
             if _due(counts["seen"], settings.checkpoint_every, settings) or keeper.late():
-                keeper.save()
+                keeper.save("seen")
             record.progress(f"train {run.name}", counts["seen"], settings.volumes)
         if state.stopping and counts["seen"] < settings.volumes:
             distributed.from_first(ranks, lambda: keeper.leave(watch.signal))
             raise Stopped(f"{run.name}: stopped and saved after {counts['seen']} volumes")
+    if ranks.first:
+        log.amend(run, keeper.cost())
     seconds = time.perf_counter() - began
     return {k: counts[k] for k in ("step", "seen", "skipped")} | {
         "best": state.best,
@@ -99,6 +102,10 @@ def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -
             seen = {f"rank {rank}": value for rank, value in enumerate(seen)}
             fix = "give every rank the same data and settings"
             raise BadInput("E-UNEQUAL", "ranks", name, seen, "the same on every rank", fix)
+    for name in ("training samples", "validation samples"):
+        if not mine[name]:
+            fix = "give more people, or move some in the table's column split"
+            raise BadInput("E-SPLIT", "the split", name, 0, "at least one", fix)
     if ranks.first:
         record.say(
             f"global batch {settings.batch} = {ranks.world} ranks x {settings.accumulate} "
@@ -138,8 +145,8 @@ class _Keeper:
     state: State
     settings: Training
     seen: int = field(init=False)  # volumes seen that are safe
-    seconds: float = 0.0  # of the last save
-    told: bool = True  # whether the log has them
+    seconds: float = 0.0  # of the last save that a resume starts from
+    untold: float = 0.0  # seconds of all saves that the log does not have yet
 
     def __post_init__(self):
         self.seen, self.when = self.state.counts["seen"], time.monotonic()
@@ -148,20 +155,23 @@ class _Keeper:
         """Return whether the last checkpoint is too old; clusters do not always warn."""
         return time.monotonic() - self.when > 60 * self.settings.checkpoint_minutes
 
-    def save(self) -> None:
+    def save(self, kind: str) -> None:
         """Save, and time it; the first time, compare it with the launcher's patience."""
         began, grace = time.monotonic(), float(os.environ.get("DSNB_SHUTDOWN_S", "inf"))
-        checkpoints.save(self.run, "seen", self.state.payload())
+        checkpoints.save(self.run, kind, self.state.payload())
+        ended = time.monotonic()
+        self.untold += ended - began
+        if kind == "best":
+            return
         first = not self.seconds
-        self.seen, self.when = self.state.counts["seen"], time.monotonic()
-        self.seconds, self.told = self.when - began, False
+        self.seen, self.when, self.seconds = self.state.counts["seen"], ended, ended - began
         if first and 2 * self.seconds > grace:
             record.say(f"a save takes {self.seconds:.0f} s: raise --shutdown-timeout={grace:.0f}")
 
     def cost(self) -> dict[str, float]:
-        """Return `save_s`, the seconds of the save before this step, once."""
-        told, self.told = self.told, True
-        return {} if told else {"save_s": self.seconds}
+        """Return `save_s`, the seconds of the saves since the last row of the log, once."""
+        untold, self.untold = self.untold, 0.0
+        return {"save_s": untold} if untold else {}
 
     def leave(self, name: str) -> None:
         """Save on a signal, and leave a marker for whoever starts the next job."""
@@ -170,7 +180,8 @@ class _Keeper:
         if lost:
             said = f"{name or 'a signal on another rank'}: saving after step {counts['step']}"
             record.say(f"{said}; {lost} volumes would be lost if this save is cut")
-            self.save()
+            self.save("seen")
+        log.amend(self.run, self.cost())
         marker = {"step": counts["step"], "seen": counts["seen"], "save_s": self.seconds}
         with record.writing(self.run):
             record.write_json(self.run / checkpoints.MARKER, marker)
@@ -190,38 +201,59 @@ def train_product(
 
     Rank 0 alone asks, and clears, the product folder; all then follow its answer. `start` is
     `resume`, `weights` (of the run there, as the start of a new one) or `scratch`; both keep the
-    old run beside the new one. Other settings than those of an unfinished run are refused.
+    old run beside the new one. Settings, code or parents other than those of an unfinished run are
+    refused; a finished run that is outdated is set aside.
     """
     plan = {k: v for k, v in settings.get("training", {}).items() if k not in KEEPING}
     settings = settings | ({"training": plan} if plan else {})
     with distributed.joined() as ranks:
-        product = None
+        product, built = None, build(ranks.device) if start == "weights" else None
 
         def begin() -> tuple[bool, dict, dict | None]:
             nonlocal product
-            weights = _make_room(root / name, settings, start)
-            product = record.begin(root, name, verb, settings, parents, code)
+            words = verb, settings, parents, code
+            key = record.digest(record.planned(root, *words))
+            weights = _start_over(root / name, key, start, built and built[0])
+            product = record.begin(root, name, *words, _keep)
             return product.done, product.note, weights
 
         done, note, weights = distributed.from_first(ranks, begin)
         if done:
             return
-        train(root / name, *build(ranks.device), note, weights)
+        train(root / name, *(built or build(ranks.device)), note, weights)
         if ranks.first:
             product.finish()
 
 
-def _make_room(run: Path, settings: dict, start: str) -> dict | None:
-    """Set an old run aside where a new start is asked for; return the weights it starts from."""
-    if start != "resume" and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-        record.say(f"{run.name}: requeued, so it goes on in spite of --start {start}")
-        start = "resume"
+def _start_over(run: Path, key: str, start: str, task: Task | None) -> dict | None:
+    """Set an old run aside where a new start is asked for; return the weights it starts from.
+
+    Not so where this very start (its product's key) was stopped by a signal, and goes on.
+    """
     if start == "resume":
-        if checkpoints.listed(run) and not (run / "product.json").is_file():
-            old = checkpoints.newest(run)["identity"].get("settings", {})
-            checkpoints.check_identity(run, {"settings": old}, {"settings": record.plain(settings)})
+        return None
+    goes_on, begun = f"so it goes on in spite of --start {start}", run / ".begun"
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        record.say(f"{run.name}: requeued, {goes_on}")
+        return None
+    if (run / checkpoints.MARKER).is_file() and begun.is_file() and begun.read_text() == key:
+        how = f"remove {checkpoints.MARKER} in its folder to start over"
+        record.say(f"{run.name}: it stopped on a signal and saved, {goes_on}; {how}")
         return None
     weights = checkpoints.require(run, "seen") if start == "weights" else None
+    for name in ("model", "ema") if weights else ():  # before the old run is moved
+        checkpoints.weights_of(run, weights, name, task.model.state_dict())
     if run.is_dir():
         checkpoints.set_aside(run)
     return weights
+
+
+def _keep(run: Path, note: dict) -> None:
+    """Never let checkpoints be cleared: set a finished run aside, refuse to leave an unfinished."""
+    kinds = [kind for kind in checkpoints.KEPT if checkpoints.listed(run, kind)]
+    if not kinds:
+        return
+    if not (run / "product.json").is_file():
+        old = checkpoints.newest(run, kinds[0]).get("identity", {})
+        checkpoints.check_identity(run, old, note)
+    checkpoints.set_aside(run, outdated=True)

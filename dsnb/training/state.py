@@ -113,10 +113,10 @@ class State:
         self.best = payload["best"]
 
     def take_weights(self, run: Path, payload: dict) -> None:
-        """Take over the weights and their average alone."""
+        """Take over the weights and their average alone; either serves for an absent other."""
         for name, module in (("model", self.model), ("ema", self.ema)):
             known = module.state_dict()
-            module.load_state_dict(checkpoints.fitting(run, payload[name], known))
+            module.load_state_dict(checkpoints.weights_of(run, payload, name, known))
 
     def update(self) -> None:
         """Step the optimizer and the average, whose decay rises so that the start is forgotten."""
