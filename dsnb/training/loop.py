@@ -106,7 +106,7 @@ def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -
         if not mine[name]:
             fix = "give more people, or move some in the table's column split"
             raise BadInput("E-SPLIT", "the split", name, 0, "at least one", fix)
-    if ranks.first:
+    if ranks.first and settings.batch > micro:
         record.say(
             f"global batch {settings.batch} = {ranks.world} ranks x {settings.accumulate} "
             f"micro-batches x {micro}"
