@@ -7,8 +7,10 @@ import atexit
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from dsnb.checks import BadInput
 
 # Longer than the patience of the watch, which knows more and speaks first.
 TIMEOUT = timedelta(hours=2)
+early: list[str] = []  # signals that came before a training watched for them
 STOPPED = 75  # exit code, EX_TEMPFAIL of sysexits.h: saved, run the same command again
 
 
@@ -131,14 +134,33 @@ def end(code: int, text: str, trace: str = "", lost: bool = False) -> NoReturn:
 
 
 @contextmanager
+def _forewarned() -> Iterator[None]:
+    """Note in `early` a warning that comes while nobody watches yet: its default is to kill.
+
+    TERM still ends at once what has nothing to save.
+    """
+    warned = launched() or "SLURM_JOB_ID" in os.environ
+    if not warned or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: early.append("SIGUSR1"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@contextmanager
 def joined() -> Iterator[Ranks]:
     """Hold a group for a block; the error of a launched rank ends its process by `end`.
 
-    The exit code is 75 after a signal and a save, 2 for refused input, and 1 otherwise.
+    The exit code is 75 after a signal and a save, 2 for refused input, and 1 otherwise. In a job,
+    USR1 is heard from here on.
     """
     ranks = start()
     try:
-        yield ranks
+        with _forewarned():
+            yield ranks
     except (Exception, KeyboardInterrupt) as error:
         if not launched():
             raise

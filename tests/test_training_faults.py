@@ -268,6 +268,55 @@ def test_t05_a_signal_saves_and_every_process_ends_with_75(jobs):
     assert str(jobs["folder"]) not in listed, "a process was left behind"
 
 
+@pytest.mark.parametrize("case, wanted", {
+    "features stopped": (0, True), "features stopped, an outdated run": (0, True),
+    "an old marker": (1, False), "no checkpoint": (1, False), "an error": (3, False),
+    "done": (0, False),
+}.items())  # fmt: skip
+def test_t05_the_job_finds_whichever_run_stopped(tmp_path, case, wanted):
+    """Claim: a job is requeued for a marker of this start in any run with a checkpoint."""
+    runs, (code, requeued) = tmp_path / "runs", wanted
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/scontrol").write_text('#!/bin/bash\necho "$@" > "$DSNB_DATA/requeued"\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
+    for name in ("features", "vae"):
+        (runs / name).mkdir(parents=True)
+    (runs / "features/seen-8.pt").touch()
+    if case == "no checkpoint":
+        (runs / "features/seen-8.pt").unlink()
+    if "outdated" in case:
+        (runs / "vae/product.json").touch()
+        os.utime(runs / "vae/product.json", (1, 1))
+    if "old" in case:
+        (runs / "features/requeue").touch()
+        os.utime(runs / "features/requeue", (1, 1))
+    stops, ends = f"touch {runs}/features/requeue; exit 75", f"touch {runs}/vae/product.json"
+    does = {"an old marker": "exit 75", "an error": "exit 3", "done": ends}.get(case, stops)
+    script = f'set -euo pipefail; source {ROOT}/hpc_jobs/walltime.sh; until_walltime "$@"'
+    words = ["bash", "-c", script, "job", str(runs / "vae"), "bash", "-c", does]
+    own = {"DSNB_DATA": str(tmp_path), "SLURM_JOB_ID": "7"}
+    own["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    ended = subprocess.run(words, env=environment() | own, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert (tmp_path / "requeued").is_file() == requeued
+
+
+def test_t05_a_signal_before_the_first_step_is_heard(tmp_path, monkeypatch):
+    """Claim: USR1 while a job still builds its task saves after one step, and kills nobody."""
+    before, task = signal.getsignal(signal.SIGUSR1), Line()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def build(device):
+        assert signal.getsignal(signal.SIGUSR1) != before  # it would end this process
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return task, SETTINGS
+
+    with pytest.raises(training.Stopped):
+        training.train_product(tmp_path, "runs/line", "train line", {}, (), CODE, build)
+    assert len(task.loaded) == 1 and checkpoints.newest(tmp_path / "runs/line")["seen"] == 4
+    assert signal.getsignal(signal.SIGUSR1) == before and not distributed.early
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_t05_one_process_stops_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch, number):
     """Claim: a stop changes no number; handlers are given back; the marker goes at the resume."""

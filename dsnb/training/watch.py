@@ -65,6 +65,8 @@ class Watch:
         store = _open_store(self._ranks, self._patience) if self._ranks.world > 1 else None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            while distributed.early:
+                self.signal = distributed.early.pop()
         for work, words in ((self._report, (store,)), (self._judge, ())):
             threading.Thread(target=work, args=words, daemon=True).start()
         return self
