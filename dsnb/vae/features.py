@@ -111,7 +111,7 @@ def feature_plan(settings: Vae) -> Training:
     )
 
 
-def train_features(root: Path, study: Study) -> None:
+def train_features(root: Path, study: Study, start: str = "resume") -> None:
     """Train the feature network on euploid fit people as the product runs/features."""
     settings = feature_plan(study.vae)
     code = ("vae/features", "training/state", "distributed", "dataset")
@@ -120,7 +120,14 @@ def train_features(root: Path, study: Study) -> None:
         return FeatureTask(root, device), settings
 
     training.train_product(
-        root, RUN, "train features", {"training": asdict(settings)}, ("prepared",), code, make
+        root,
+        RUN,
+        "train features",
+        {"training": asdict(settings)},
+        ("prepared",),
+        code,
+        make,
+        start,
     )
 
 
