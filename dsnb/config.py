@@ -193,7 +193,7 @@ class Study:
     scaling: Scaling = field(default_factory=Scaling)
 
 
-SMALL = Study("small", "2 CPU cores, 8 GB", "26 min", GRIDS["small"])
+SMALL = Study("small", "2 CPU cores, 8 GB", "30 min", GRIDS["small"])
 SMOKE = Study(
     "smoke",
     "2 CPU cores",
