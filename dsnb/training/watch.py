@@ -115,7 +115,7 @@ class Watch:
             if places != known:
                 known, moved = places, time.monotonic()
             quiet = time.monotonic() - moved
-            starting = min(places.values())[0] < 2
+            starting = max(places.values())[0] < 2  # whoever is at step 2 waited for all at 1
             if quiet < max(self._patience, STARTING_S * starting) or self._over.is_set():
                 continue
             if self._ranks.world > 1:
