@@ -33,7 +33,6 @@ VERBS = (
     "search", "bench", "study", "verify",
 )  # fmt: skip
 RELEASE_REFUSED = 3
-LEDGERS = (("bench", "speed"), ("bench", "cost"), ("search", "ablations"))  # hours; resumable
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,6 @@ def run(command: Command) -> int:
             raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
         trained[model].train(root, study, start=command.start)
         return 0
-    if command.words and (verb, *command.words) in LEDGERS:
-        fill_ledger(root, study, command.words[0])
-        return 0
-    expect(command, "no further word", 0)
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
         "import": lambda: cohort.gather(root, study, raw),
@@ -128,19 +123,16 @@ def run(command: Command) -> int:
         "sample": lambda: diffusion.sample(root, study),
         "search": lambda: search.search(root, study),
         "bench": lambda: scaling.bench(root, study),
+        # The ledger's: hours, and resumable.
+        "search ablations": lambda: search.ablate(root, study),
+        "bench speed": lambda: scaling.bench_speed(root, study.grid),
+        "bench cost": lambda: scaling.bench_cost(),
     }
-    walk[verb]()
+    words = " ".join((verb, *command.words))
+    if words not in walk:
+        expect(command, "no further word", 0)
+    walk[words]()
     return 0
-
-
-def fill_ledger(root: Path, study: Study, word: str) -> None:
-    """Run what no study repeats; what the ledger has already is not run again."""
-    if word == "cost":
-        scaling.bench_cost()
-    elif word == "speed":
-        scaling.bench_speed(root, study.grid)
-    else:
-        search.ablate(root, study)
 
 
 def expect(command: Command, what: str, count: int) -> tuple[str, ...]:

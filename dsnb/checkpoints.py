@@ -24,8 +24,6 @@ from dsnb import record
 from dsnb.checks import BadInput
 
 KEPT = {"seen": 3, "best": 1}  # checkpoints of each kind that stay
-
-
 MARKER = "requeue"  # file of a run that stopped on a signal, and saved
 PREFIXES = ("module.", "_orig_mod.")  # that DDP and torch.compile put before a weight's name
 

@@ -241,9 +241,15 @@ def load_study(preset: str) -> Study:
     return PRESETS[preset]
 
 
+def vae_settings(plain: dict) -> Vae:
+    """Return the VAE's settings that were written as plain JSON types."""
+    own = {"training": Training(**plain["training"]), "widths": tuple(plain["widths"])}
+    return Vae(**plain | own)
+
+
 def as_plain(settings: object) -> dict:
     """Return a dataclass as plain JSON types, for provenance and digests."""
     return asdict(settings)
 
 
-__all__ = ["PRESETS", "Study", "as_plain", "load_study", "replace"]
+__all__ = ["PRESETS", "Study", "as_plain", "load_study", "replace", "vae_settings"]

@@ -1,6 +1,5 @@
 """Prepared volumes -> typed tables, memory maps, and rows by group and split."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +32,7 @@ def load_volumes(root: Path, product: str = "prepared") -> np.memmap:
 
 def identify(root: Path) -> dict[str, str]:
     """Return preset, data and the digest of the prepared volumes, which names a ledger's cohort."""
-    record.require(root, "prepared")
-    manifest, mark = (
-        json.loads((root / "prepared/product.json").read_text()),
-        record.read_mark(root),
-    )
-    digest = manifest["files"]["volumes.npy"]["sha"]
+    mark, digest = record.read_mark(root), record.file_digest(root, "prepared", "volumes.npy")
     return {"preset": mark["preset"], "data": mark["data"], "cohort": digest}
 
 

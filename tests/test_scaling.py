@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import tiny
+import torch
 
-from dsnb import record, scaling, training
+from dsnb import record, scaling, training, vae
 from dsnb.config import Scaling
 from dsnb.scaling import parallel
+from dsnb.search import count_cost
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +94,9 @@ def test_a_forgetful_resume_is_noticed(root, tmp_path, monkeypatch):
 
 def test_the_flop_count_is_that_of_the_convolutions(root):
     """Claim: the GFLOP are those of the 3x3x3 convolutions, forward and twice backward."""
-    vae = tiny.STUDY.vae
+    settings = tiny.STUDY.vae
     forward = 2 * 27 * 4**3 * (64 * 8 + 2 * 8 * 8 + 2 * 8 + 2 * 8 * 8 + 8 * 64) / 1e9
-    measured = scaling.gigaflop(root, tiny.STUDY)
-    assert vae.width == 8 and 2.5 * forward < measured < 3.2 * forward
+    task = vae.VaeTask(root, settings, torch.device("cpu"))
+    measured = count_cost(task)["gigaflop"]
+    assert settings.width == 8 and 2.5 * forward < measured < 3.2 * forward
     assert np.isfinite(measured)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import ndimage
 
 from dsnb import dataset, latents, rivals, vae
@@ -111,14 +110,12 @@ class Source:
         """Return row numbers of a group in some splits."""
         return dataset.select(self.table, group, *splits, kind=kind)
 
-    @torch.no_grad()
     def decode(self, z: np.ndarray) -> np.ndarray:
         """Decode flat latents (N, L) into brain voxels (N, V)."""
-        shaped = torch.from_numpy(np.ascontiguousarray(z, np.float32))
-        shaped = shaped.reshape(len(z), *self.latents.shape[1:])
-        found = np.empty((len(z), int(self.brain.sum())), np.float32)
+        shaped = z.reshape(len(z), *self.latents.shape[1:])
+        found = np.empty((len(z), int(self.brain.sum())), np.float32)  # of nobody, too
         for part in vae.batches(len(z)):
-            found[part] = self.model.decode(shaped[part])[:, 0].numpy()[:, self.brain]
+            found[part] = vae.decode(self.model, shaped[part])[:, self.brain]
         return found
 
     def people(self, rows: np.ndarray, decoded: bool = True, moved: bool = False) -> People:

@@ -14,7 +14,7 @@ from dsnb.record.files import (
     writing,
 )  # fmt: skip
 from dsnb.record.ledger import LEDGERS, add_row, find_row, is_stale, ledger_rows, row_key
-from dsnb.record.products import Product, begin, planned, require
+from dsnb.record.products import Product, begin, file_digest, planned, require
 from dsnb.record.results import (
     HEADLINE,
     STAGES,

@@ -106,6 +106,12 @@ def require(root: Path, name: str) -> str:
     return manifest["key"]
 
 
+def file_digest(root: Path, name: str, file: str) -> str:
+    """Return the digest of a file of a finished product, from its manifest."""
+    require(root, name)
+    return _manifest(root, name)["files"][file]["sha"]
+
+
 def planned(root: Path, verb: str, settings: object, parents: tuple[str, ...], code: tuple) -> dict:
     """Return the note of a product to be made now; its digest is the product's key."""
     keys = {parent: require(root, parent) for parent in parents}

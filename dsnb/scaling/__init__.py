@@ -4,7 +4,6 @@ from dsnb.scaling.cost import bench_cost, calculate, measure
 from dsnb.scaling.parallel import (
     CODE,
     bench,
-    gigaflop,
     race,
     resumes_identically,
     weight_gaps,

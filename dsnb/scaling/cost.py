@@ -7,13 +7,11 @@ what a fresh process measured, where this machine can.
 
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
 import weakref
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsnb import distributed, record, training, vae
 from dsnb.config import PRESETS, Study, Vae, load_study, replace
 from dsnb.search.ablations import VARIANTS
+from dsnb.training.clock import host_peak_mib
 
 LEDGER = "03_cost"
 CODE = ("vae/networks", "vae/losses", "vae/features", "vae/task", "scaling/cost")
@@ -187,12 +186,6 @@ def measure(study: Study, network: str, recompute: bool, volumes: int) -> dict:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def _peak_mib() -> float:
-    """Return the peak memory (MiB) since this program began; `ru_maxrss` starts at its parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
 def _measure_here(study: Study, network: str, recompute: bool, volumes: int) -> None:
     """Take two steps in this process and print by how much its peak memory rose."""
     torch.set_num_threads(1)
@@ -202,10 +195,10 @@ def _measure_here(study: Study, network: str, recompute: bool, volumes: int) -> 
         for shape, some in ((WARM_UP, THIN), (study.grid.shape, {})):
             task = _make_task(shape, replace(settings, training=plan, **some))
             state = training.State(task, plan, {}, ranks)
-            before = _peak_mib()
+            before = host_peak_mib()
             for first in range(2):
                 training.step(state, task, np.arange(volumes) + first, ranks)
-        sys.stdout.write(json.dumps({"measured_mib": _peak_mib() - before}))
+        sys.stdout.write(json.dumps({"measured_mib": host_peak_mib() - before}))
 
 
 def bench_cost() -> None:

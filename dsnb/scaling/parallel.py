@@ -6,7 +6,6 @@ by side and step in turns, so that whatever else the machine does falls on both.
 
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -20,11 +19,11 @@ from statistics import median
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsnb import checkpoints, distributed, record, training, vae
-from dsnb.config import Scaling, Study, Training, Vae, replace
-from dsnb.distributed import Noise
+from dsnb.config import Scaling, Study, Training, Vae, replace, vae_settings
+from dsnb.search import count_cost
+from dsnb.training.clock import host_peak_mib
 
 CODE = ("scaling/parallel", "checkpoints", "training/loop", *vae.CODE)
 PATIENCE_S = 300  # for one round of one arrangement
@@ -53,8 +52,7 @@ class _Worker:
             loss = training.step(self.state, self.task, rows, self.ranks)["loss"]
             losses.append(loss.hex())  # every bit: results files round to six digits
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
-        return {"seconds": seconds, "losses": losses, "peak_mib": peak}
+        return {"seconds": seconds, "losses": losses, "peak_mib": host_peak_mib()}
 
     def save(self, path: Path) -> None:
         """Save the weights of now."""
@@ -65,7 +63,7 @@ class _Worker:
 def work(root: Path, folder: Path) -> None:
     """Be one process of an arrangement: answer each `go-<n>` file with `done-<n>.json`."""
     plan = json.loads((folder / "plan.json").read_text())
-    settings = Vae(**plan["vae"] | {"training": Training(**plan["training"])})
+    settings = vae_settings(plan["vae"] | {"training": plan["training"]})
     with distributed.joined() as ranks:
         worker = _Worker(root, settings, ranks)
         for number in range(plan["rounds"] + 1):  # the first is a warm-up
@@ -215,16 +213,6 @@ def resumes_identically(root: Path, folder: Path, study: Study, steps: int = 3) 
     return ends[0]["seen"] == plan.volumes and checkpoints.identical(*ends)
 
 
-def gigaflop(root: Path, study: Study) -> float:
-    """Return the GFLOP of one volume's forward and backward pass, counted by torch."""
-    task = vae.VaeTask(root, study.vae, torch.device("cpu"))
-    rows = np.array([0])
-    with FlopCounterMode(display=False) as counter:
-        terms = task.loss(task.model, task.load(rows), Noise(0, rows, 0, task.device))
-        sum(terms.values()).backward()
-    return counter.get_total_flops() / 1e9
-
-
 def bench(root: Path, study: Study) -> dict:
     """Measure efficiency (2 processes against 1 on the same cores), parity and exact resume."""
     settings = {"scaling": asdict(study.scaling), "vae": asdict(study.vae)}
@@ -237,7 +225,7 @@ def bench(root: Path, study: Study) -> dict:
             "alike": alike,
             "weight_gaps": weight_gaps(product.folder, [*rounds, *alike]),
             "resume_identical": resumes_identically(root, product.folder, study),
-            "gigaflop": gigaflop(root, study),
+            "gigaflop": count_cost(vae.VaeTask(root, study.vae, torch.device("cpu")))["gigaflop"],
             "cores": os.cpu_count(),
         }
         record.write_json(product.folder / "bench.json", found)

@@ -37,9 +37,10 @@ class Trial:
         self.template = self._kept(
             "template", lambda: rivals.fit_template(self.volumes[self.fit], study)
         )
-        both = self.volumes[self.pairs.ravel()].astype(np.float32)
         if len(self.pairs):
-            self.before = self._kept("before", lambda: vae.region_logs(both, self.template, study))
+            self.before = self._kept(
+                "before", lambda: vae.region_logs(self._both(), self.template, study)
+            )
         self.brain = space.load_template(study.grid).brain
 
     def _people(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,6 +67,10 @@ class Trial:
         unseen = set(self.table["participant_id"].iloc[self.test])
         planted = [i for i in np.flatnonzero(kinds == "planted") if origins[i] in unseen]
         return np.array([(i, places[origins[i]]) for i in planted], int).reshape(-1, 2)
+
+    def _both(self) -> np.ndarray:
+        """Return the volumes (2P, X, Y, Z) of the pairs."""
+        return self.volumes[self.pairs.ravel()].astype(np.float32)
 
     def _kept(self, name: str, make: Callable) -> np.ndarray:
         """Return an array made once for all variants of this split."""
@@ -95,7 +100,7 @@ class Trial:
             ended = training.train(run, task, settings.training, identity)
             spent = before + time.process_time() - began
             spent = {"cpu_seconds": spent, "skipped": ended["skipped"]}
-            return self.measure(vae.restore(checkpoints.require(run))) | spent | cost(task)
+            return self.measure(vae.restore(checkpoints.require(run))) | spent | count_cost(task)
 
     def measure(self, model: vae.NormativeVae) -> dict:
         """Return the measures of a trained VAE on unseen people."""
@@ -113,8 +118,7 @@ class Trial:
 
     def _measure_pairs(self, model: vae.NormativeVae) -> dict:
         """Return what reconstruction does to regions, and to the condition's effect on them."""
-        both = self.volumes[self.pairs.ravel()].astype(np.float32)
-        redrawn = rivals.without_halo(vae.reconstruct(model, both))
+        redrawn = rivals.without_halo(vae.reconstruct(model, self._both()))
         after = vae.region_logs(redrawn, self.template, self.study)
         without = np.tile([False, True], len(self.pairs))
         regions = vae.region_errors(self.before[without], after[without])
@@ -125,7 +129,7 @@ class Trial:
         }
 
 
-def cost(task: vae.VaeTask) -> dict:
+def count_cost(task: vae.VaeTask) -> dict:
     """Return parameters and GFLOP of a volume, forward and backward, as torch counts them."""
     rows, model = np.array([0]), task.model
     with FlopCounterMode(display=False) as counter:

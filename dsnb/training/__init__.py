@@ -5,6 +5,6 @@
 
 from dsnb.checkpoints import load_weights
 from dsnb.distributed import Stopped
-from dsnb.training.log import curve, read_stats
+from dsnb.training.log import curve, read_stats, wall_seconds
 from dsnb.training.loop import train, train_product
 from dsnb.training.state import State, Task, learning_rate, step

@@ -22,6 +22,11 @@ def read_stats(run: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in lines])
 
 
+def wall_seconds(stats: pd.DataFrame) -> float:
+    """Return the seconds of a training: its steps, validations and saves."""
+    return stats.reindex(columns=["seconds", "validate_s", "save_s"]).sum().sum()
+
+
 def curve(stats: pd.DataFrame, points: int = 60) -> list[dict]:
     """Thin a training log to at most `points` rows: volumes seen, means of loss terms and score."""
     parts = pd.cut(stats["seen"], min(points, len(stats)), labels=False)

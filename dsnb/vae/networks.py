@@ -5,6 +5,8 @@ AutoencoderKL that latent-diffusion readers know; `morph` warps a sharp euploid 
 and draw the departure from the training people's mean volume.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from monai.networks.blocks import DVF2DDF, Warp
@@ -28,7 +30,7 @@ LOGVAR_RANGE = (-20.0, 10.0)  # of the posterior, so that exp stays finite in fp
 OUTLINE = 0.05  # intensity of the mean volume above which a voxel may be head
 
 
-class NormativeVae(nn.Module):
+class NormativeVae(nn.Module, ABC):
     """Volumes (N, 1, X, Y, Z) in 0..1.5 and latents (N, C, d, h, w); (1, 1, 1) for a flat code.
 
     `mean_volume` (X, Y, Z) is the training people's; it is a buffer and so part of every
@@ -50,17 +52,17 @@ class NormativeVae(nn.Module):
             if settings.adversarial:  # for training only; no BatchNorm, as ranks must agree
                 self.critic = PatchDiscriminator(3, 8, 1, num_layers_d=2, norm="INSTANCE")
 
+    @abstractmethod
     def build(self, grid_shape: tuple[int, int, int]) -> None:
         """Make the layers for volumes of this shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def posterior(self, departure: torch.Tensor) -> torch.Tensor:
         """Return posterior mean and log-variance, stacked (N, 2C, d, h, w), of (N, 1, X, Y, Z)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def depart(self, z: torch.Tensor) -> torch.Tensor:
         """Return the departure (N, 1, X, Y, Z), in units of `residual_scale`, of latents."""
-        raise NotImplementedError
 
     def encode(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return posterior mean and log-variance, each fp32 (N, C, d, h, w), of (N, 1, X, Y, Z)."""

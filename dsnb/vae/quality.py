@@ -67,6 +67,7 @@ def evaluate(root: Path, study: Study) -> dict:
     seconds, own = (time.perf_counter() - began) / len(test), drawn[study.vae.architecture]
     drawn |= linear_rivals(volumes[dataset.select(table, "euploid", "fit")], test, brain)
     psnr = {name: psnr_db(volumes, test, brain) for name, volumes in drawn.items()}
+    stats = training.read_stats(root / "runs/vae")
     template, channels = rivals.load_template(root), channel_table(model, test)
     sides = test[:RULED], rivals.without_halo(own[:RULED])
     sides = (region_logs(some, template, study) for some in sides)
@@ -86,20 +87,17 @@ def evaluate(root: Path, study: Study) -> dict:
         "channels": channels,
         "regions": [{"region": name, **row} for name, row in regions.items()],
         "spectrum": residual_bands(own, test, brain),
-        "curve": training.curve(training.read_stats(root / "runs/vae")),
+        "curve": training.curve(stats),
         "reasons": {},
     }
     if headline["psnr_db_floor"] is None:
         tables["reasons"]["psnr_db_floor"] = "real scans have no noise-free self to compare with"
-    timing = {"reconstruct_seconds_per_volume": seconds, **_training_time(root)}
+    timing = {
+        "reconstruct_seconds_per_volume": seconds,
+        "train_seconds": training.wall_seconds(stats),
+        "train_volumes": stats["seen"].max(),
+    }
     return record.plain({"headline": headline, "tables": tables, "timing": timing})
-
-
-def _training_time(root: Path) -> dict[str, float]:
-    """Return the seconds and volumes of the VAE's training."""
-    stats = training.read_stats(root / "runs/vae")
-    seconds = stats.reindex(columns=["seconds", "validate_s", "save_s"]).sum().sum()
-    return {"train_seconds": seconds, "train_volumes": stats["seen"].max()}
 
 
 def _summary(psnr: dict[str, np.ndarray]) -> list[dict]:

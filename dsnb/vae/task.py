@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dsnb import checkpoints, dataset, distributed, record, rivals, training
-from dsnb.config import Study, Training, Vae
+from dsnb.config import Study, Training, Vae, vae_settings
 from dsnb.distributed import Noise
 from dsnb.vae import features, losses
 from dsnb.vae.metrics import psnr_db
@@ -163,9 +163,7 @@ def load(root: Path, run: str = "runs/vae") -> NormativeVae:
 
 def restore(payload: dict) -> NormativeVae:
     """Build the VAE of a checkpoint's payload, with its averaged weights, frozen."""
-    settings, weights = payload["identity"]["settings"], payload["ema"]
-    own = {"training": Training(**settings["training"]), "widths": tuple(settings["widths"])}
-    settings = Vae(**settings | own)
+    settings, weights = vae_settings(payload["identity"]["settings"]), payload["ema"]
     maps = (weights[name][0, 0].numpy() for name in ("mean_volume", "template") if name in weights)
     model = build(settings, *maps)
     model.load_state_dict(weights)
