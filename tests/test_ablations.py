@@ -52,7 +52,12 @@ def test_every_run_has_one_row_and_is_not_run_again(tmp_path, monkeypatch):
     """Claim: a variant and seed is trained once; a second call finds every row."""
     root, names = tiny.make_root(tmp_path), ("lean", "sharp")
     ablations.ablate(root, STUDY, names)
-    rows = record.ledger_rows(ablations.LEDGER, data="phantom", fold=0)
+    linear, rows = (
+        [row for row in record.ledger_rows(ablations.LEDGER) if (row["seed"] == 0) == plain]
+        for plain in (True, False)
+    )
+    assert [row["variant"] for row in linear] == ["pca", "mean"]
+    assert linear[0]["psnr_db"] > linear[1]["psnr_db"] and linear[1]["effect_kept"] == 0
     assert [(row["variant"], row["seed"]) for row in rows] == [
         (name, seed) for seed in (1, 2) for name in names
     ]
@@ -63,9 +68,10 @@ def test_every_run_has_one_row_and_is_not_run_again(tmp_path, monkeypatch):
         assert row["digest"] and row["code"] and row["commit"]
     assert rows[0]["psnr_db"] != rows[2]["psnr_db"]  # the seeds differ
     assert rows[0]["settings"]["training"]["volumes"] == 8
-    monkeypatch.setattr(folds.Trial, "train", None)
+    for name in ("train", "measure_linear"):
+        monkeypatch.setattr(folds.Trial, name, None)
     ablations.ablate(root, STUDY, names)
-    assert record.ledger_rows(ablations.LEDGER) == rows
+    assert record.ledger_rows(ablations.LEDGER) == linear + rows
 
 
 def test_a_run_is_its_seeds(tmp_path):

@@ -102,23 +102,26 @@ def trial(variant, seed, psnr, kept, data="phantom", fold=0, **other):
 
 def test_ablations_average_folds_before_seeds(plant):
     """Claim: folds are averaged in a seed, the SD is over seeds, cohorts stand side by side."""
-    rows = [trial("lean", seed, 24.0 + seed, 0.8) for seed in (1, 2, 3)]
+    linear = trial("pca", 0, 19.0, 0.5)
+    del linear["kl_nats"], linear["active_share"], linear["parameters"], linear["gigaflop"]
+    rows = [linear] + [trial("lean", seed, 24.0 + seed, 0.8) for seed in (1, 2, 3)]
     rows += [trial("flat", seed, 20.0, 0.95) for seed in (1, 2, 3)]
     rows += [trial("sharp", 1, 25.0, 0.8, cpu_seconds=250.0, region_error_pct=3.0)]
     rows += [trial("lean", seed, 20.0 + 4 * fold + seed, 0.7, "ixi", fold)
              for seed in (1, 2) for fold in (0, 1)]  # fmt: skip
     plant(ablations.LEDGER, ablations.CODE, rows)
-    table = scaling.ablation_table("ixi")
+    table = scaling.ablation_table()
     lean = table.loc["phantom", "lean"]
     assert (lean["psnr_db"], lean["psnr_db_sd"]) == (26.0, 1.0) and lean["runs"] == 3
     real = table.loc["ixi", "lean"]
     assert real["psnr_db"] == 23.5 and real["psnr_db_sd"] == pytest.approx(0.5**0.5)
     assert (real["runs"], real["seeds"], real["stale"]) == (4, 2, 0)
+    assert table.loc["phantom", "pca"]["psnr_db"] == 19 and table.loc["phantom", "pca"]["runs"] == 1
     assert lean["residual_db_to_0.05"] == -20 and lean["kl_nats_mean"] == pytest.approx(0.3)
     said = " ".join(scaling.tell_ablations(table))
     assert "`lean` reconstructs best (26.0 dB)" in said and "`flat` is closest" in said
     assert "95 % kept" in said and "2.5 times" in said and "err by 3.00 % instead of 2.00 %" in said
-    assert scaling.ablation_table("phantom").index.levels[0].tolist() == ["phantom"]
+    assert table.index.get_level_values("data").unique().tolist() == ["phantom", "ixi"]
 
 
 def test_costs_are_read_beside_their_check(plant):

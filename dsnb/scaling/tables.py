@@ -140,19 +140,17 @@ def _pairs(runs: dict, rival: str) -> list[tuple]:
     return [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
 
 
-def ablation_table(data: str) -> pd.DataFrame:
+def ablation_table() -> pd.DataFrame:
     """Return each variant's measures: mean over seeds, folds averaged first, and SD over seeds.
 
-    Rows are (data, variant): the phantom's and, where it is another, those of `data`. Memory is
-    the calculated one of a volume at `small`: the peak of a process holds earlier runs, too.
+    Rows are (data, variant), the phantom's first. Memory is the calculated one of a volume at
+    `small`: the peak of a process holds earlier runs, too.
     """
-    parts = []
-    for cohort in dict.fromkeys(("phantom", data)):
-        rows, about = read_rows(ablations.LEDGER, ablations.CODE, cohort)
-        if about["data"] == cohort and len(rows):
-            parts.append(rows)
-    if not parts:
+    known = record.ledger_rows(ablations.LEDGER, preset=PRESET)
+    cohorts = sorted({row["data"] for row in known}, key=lambda name: (name != "phantom", name))
+    if not cohorts:
         return pd.DataFrame()
+    parts = [read_rows(ablations.LEDGER, ablations.CODE, cohort)[0] for cohort in cohorts]
     rows = pd.concat(parts, ignore_index=True)
     bands = [
         {f"residual_db_to_{band['to']:g}": band["residual_db"] for band in bands}

@@ -4,6 +4,7 @@ On the phantom the study's split is used; on real scans, five folds by person, s
 is redrawn by a network that never saw them. One row a run in the ledger, with three seeds.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,11 +19,12 @@ CODE = (
     "vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "training/state",
     "search/folds", "rivals", "space",
 )  # fmt: skip
-VOLUMES = 1000  # seen by each run, where a variant does not say otherwise
+VOLUMES = 600  # seen by each run, where a variant does not say otherwise
 # Name -> changes of the default settings. AutoencoderKL costs ten times as much a volume, so it
 # sees fewer, and its row says how many CPU-seconds that took.
 VARIANTS = {
     "lean": {},
+    "long": {"volumes": 2000},
     "no_departure": {"departure": False},
     "loud_start": {"quiet_start": False},
     "four_channels": {"channels": 4},
@@ -33,8 +35,11 @@ VARIANTS = {
     "perceptual": {"perceptual": 0.1},
     "adversarial": {"adversarial": 0.01},
     "sharp": {"perceptual": 0.1, "adversarial": 0.01},
-    "monai": {"architecture": "monai", "volumes": 300},
+    "monai": {"architecture": "monai", "volumes": 180},
 }
+# What five folds of real scans repeat: networks, latents and the sharp mode.
+REAL = ("lean", "long", "eighth", "pooled", "flat", "morph", "sharp", "monai")
+LINEAR = ("pca", "mean")  # beside them, without a seed
 SEEDS = (1, 2, 3)
 
 
@@ -52,21 +57,31 @@ def variant(study: Study, name: str, seed: int) -> Vae:
 def run(trial: Trial, name: str, seed: int) -> None:
     """Train and measure one variant on one split, unless the ledger has it."""
     settings = variant(trial.study, name, seed)
-    task = {**trial.cohort, "variant": name, "fold": trial.fold,
-            "seed": seed, "settings": asdict(settings)}  # fmt: skip
-    key = record.row_key(task, CODE)
+    task = {"variant": name, "seed": seed, "settings": asdict(settings)}
+    _add(trial, task, lambda: trial.train(settings))
+
+
+def _add(trial: Trial, task: dict, measure: Callable[[], dict]) -> None:
+    """Add a row to the ledger, unless it is there."""
+    key = record.row_key({**trial.cohort, "fold": trial.fold, **task}, CODE)
     if record.find_row(LEDGER, key) is None:
-        found = trial.train(settings)
+        found = measure()
         record.add_row(LEDGER, key, found)
-        record.say(f"{trial.data} fold {trial.fold} {name} seed {seed}: {found['psnr_db']:.2f} dB")
+        who = f"{trial.data} fold {trial.fold} {task['variant']} seed {task['seed']}"
+        record.say(f"{who}: {found['psnr_db']:.2f} dB")
 
 
-def ablate(root: Path, study: Study, names: tuple[str, ...] = tuple(VARIANTS)) -> None:
+def ablate(root: Path, study: Study, names: tuple[str, ...] = ()) -> None:
     """Fill the ledger with every variant, fold and seed of a data root; what is there stays."""
     torch.set_num_threads(1)  # the same arithmetic on any machine
-    folds = 1 if dataset.identify(root)["data"] == "phantom" else FOLDS
+    phantom = dataset.identify(root)["data"] == "phantom"
+    names = names or (tuple(VARIANTS) if phantom else REAL)
+    trials = [Trial(root, study, fold) for fold in range(1 if phantom else FOLDS)]
+    for trial in trials:
+        for name in LINEAR:
+            task = {"variant": name, "seed": 0}
+            _add(trial, task, lambda trial=trial, name=name: trial.measure_linear(name))
     for seed in SEEDS:
-        for fold in range(folds):
-            trial = Trial(root, study, fold)
+        for trial in trials:
             for name in names:
                 run(trial, name, seed)

@@ -100,29 +100,43 @@ class Trial:
             ended = training.train(run, task, settings.training, identity)
             spent = before + time.process_time() - began
             spent = {"cpu_seconds": spent, "skipped": ended["skipped"]}
-            return self.measure(vae.restore(checkpoints.require(run))) | spent | count_cost(task)
+            model = vae.restore(checkpoints.require(run))
+            return self.measure(model) | spent | count_cost(task)
 
     def measure(self, model: vae.NormativeVae) -> dict:
         """Return the measures of a trained VAE on unseen people."""
+        channels = vae.channel_table(model, self.volumes[self.test[:JUDGED]].astype(np.float32))
+        return self._measure(lambda volumes: vae.reconstruct(model, volumes)) | {
+            "kl_nats": [row["kl_nats"] for row in channels],
+            "active_share": np.mean([row["active_share"] for row in channels]),
+        }
+
+    def measure_linear(self, name: str) -> dict:
+        """Return the measures of `pca` or `mean` on unseen people, and what they cost."""
+        began, fit = time.process_time(), self.volumes[self.fit]
+        found = self._measure(lambda volumes: vae.linear_rivals(fit, volumes, self.brain)[name])
+        return found | {"cpu_seconds": time.process_time() - began}
+
+    def _measure(self, redraw: Callable[[np.ndarray], np.ndarray]) -> dict:
+        """Return how unseen people are redrawn, and what becomes of regions and the condition.
+
+        The condition's effect is that on region volumes, of people with it against without.
+        """
         test = self.volumes[self.test[:JUDGED]].astype(np.float32)
-        drawn, channels = vae.reconstruct(model, test), vae.channel_table(model, test)
-        return {
+        drawn = redraw(test)
+        found = {
             "psnr_db": vae.psnr_db(drawn, test, self.brain).mean(),
             "ssim": vae.ssim(drawn, test, self.brain).mean(),
             "people": len(test), "pairs": len(self.pairs),
             "spectrum": vae.residual_bands(drawn, test, self.brain),
-            "kl_nats": [row["kl_nats"] for row in channels],
-            "active_share": np.mean([row["active_share"] for row in channels]),
-            **(self._measure_pairs(model) if len(self.pairs) else {}),
         }  # fmt: skip
-
-    def _measure_pairs(self, model: vae.NormativeVae) -> dict:
-        """Return what reconstruction does to regions, and to the condition's effect on them."""
-        redrawn = rivals.without_halo(vae.reconstruct(model, self._both()))
+        if not len(self.pairs):
+            return found
+        redrawn = rivals.without_halo(redraw(self._both()))
         after = vae.region_logs(redrawn, self.template, self.study)
         without = np.tile([False, True], len(self.pairs))
         regions = vae.region_errors(self.before[without], after[without])
-        return {
+        return found | {
             "region_error_pct": np.mean([row["error_pct"] for row in regions.values()]),
             "region_bias_pct": np.mean([abs(row["bias_pct"]) for row in regions.values()]),
             "effect_kept": vae.effect_kept(self.before, after, without),
