@@ -105,6 +105,7 @@ def test_ablations_average_folds_before_seeds(plant):
     linear = trial("pca", 0, 19.0, 0.5)
     del linear["kl_nats"], linear["active_share"], linear["parameters"], linear["gigaflop"]
     rows = [linear] + [trial("lean", seed, 24.0 + seed, 0.8) for seed in (1, 2, 3)]
+    rows += [trial("long", 1, 26.5, 0.9)]
     rows += [trial("flat", seed, 20.0, 0.95) for seed in (1, 2, 3)]
     rows += [trial("sharp", 1, 25.0, 0.8, cpu_seconds=250.0, region_error_pct=3.0)]
     rows += [trial("lean", seed, 20.0 + 4 * fold + seed, 0.7, "ixi", fold)
@@ -120,6 +121,7 @@ def test_ablations_average_folds_before_seeds(plant):
     assert lean["residual_db_to_0.05"] == -20 and lean["kl_nats_mean"] == pytest.approx(0.3)
     said = " ".join(scaling.tell_ablations(table))
     assert "`lean` reconstructs best (26.0 dB)" in said and "`flat` is closest" in said
+    assert "26.5 dB where PCA reaches 19.0 dB (+7.5 dB), and keeps 90 %" in said
     assert "95 % kept" in said and "2.5 times" in said and "err by 3.00 % instead of 2.00 %" in said
     assert table.index.get_level_values("data").unique().tolist() == ["phantom", "ixi"]
 

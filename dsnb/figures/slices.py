@@ -32,9 +32,11 @@ def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 
 def draw(volume: np.ndarray, affine: np.ndarray, top: float = 1.0, **how) -> BaseSlicer:
-    """Draw a grey volume (X, Y, Z) from 0 to `top`; `how` goes to nilearn."""
-    grey = {"threshold": EMPTY, "vmin": 0, "vmax": top}
-    return plotting.plot_anat(as_image(volume, affine), **grey, **how, **STYLE)
+    """Draw a grey volume (X, Y, Z) from 0 to `top`; `how` goes to nilearn.
+
+    The whole grid is shown: a threshold would crop each volume to its own content.
+    """
+    return plotting.plot_anat(as_image(volume, affine), vmin=0, vmax=top, **how, **STYLE)
 
 
 def place(row: int, rows: int, column: int = 0, columns: int = 1) -> tuple[float, ...]:

@@ -186,10 +186,22 @@ def tell_ablations(table: pd.DataFrame) -> list[str]:
                 f"({latents['psnr_db'][best]:.1f} dB), and `{kept}` is closest to the whole effect "
                 f"of the condition ({100 * latents['effect_kept'][kept]:.0f} % kept)."
             )
+        if {"pca", "long"} <= set(part.index):
+            said.append(_tell_linear(data, part.loc["long"], part.loc["pca"]))
         for name in ("perceptual", "adversarial", "sharp"):
             if {name, "lean"} <= set(part.index):
                 said.append(_tell_sharp(data, name, part.loc[name], part.loc["lean"]))
     return said
+
+
+def _tell_linear(data: str, long: pd.Series, pca: pd.Series) -> str:
+    """Return what the longer training reaches beside principal components, in one sentence."""
+    return (
+        f"On {data}, `long` reaches {long['psnr_db']:.1f} dB where PCA reaches "
+        f"{pca['psnr_db']:.1f} dB ({long['psnr_db'] - pca['psnr_db']:+.1f} dB), and keeps "
+        f"{100 * long['effect_kept']:.0f} % of the condition's effect where PCA keeps "
+        f"{100 * pca['effect_kept']:.0f} %."
+    )
 
 
 def _tell_sharp(data: str, name: str, one: pd.Series, lean: pd.Series) -> str:
