@@ -169,7 +169,7 @@ def test_lengths():
     assert not wide, f"over 100 columns: {wide}"
     total = sum(map(len, lines.values()))
     # The aim is 5,500; the walk and the cohorts stand far above it (CHANGELOG): no line more.
-    assert total <= 12821, f"the package has {total} lines, at most 12821 are allowed"
+    assert total <= 12820, f"the package has {total} lines, at most 12820 are allowed"
 
 
 def test_no_vague_names():

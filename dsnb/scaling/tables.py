@@ -21,7 +21,10 @@ MEASURES = {
     "active_share": "active share", "parameters": "parameters", "gigaflop": "GFLOP a volume",
     "cpu_seconds": "CPU-seconds",
 }  # fmt: skip
-LATENTS = ("lean", "eighth", "pooled", "flat")  # variants that differ by their latent alone
+COMPARED = (
+    ("long", "pca"), ("lean", "long"), ("eighth", "lean"), ("pooled", "lean"), ("flat", "lean"),
+    ("morph", "lean"), ("sharp", "lean"), ("monai", "lean"),
+)  # fmt: skip
 
 
 def read_rows(ledger: str, code: tuple[str, ...], data: str) -> tuple[pd.DataFrame, dict]:
@@ -35,9 +38,8 @@ def read_rows(ledger: str, code: tuple[str, ...], data: str) -> tuple[pd.DataFra
     if len(rows):
         known = [k for k in ("entrant", "part", "variant", "fold", "change", "seed") if k in rows]
         rows = rows[~rows[known].astype(str).duplicated(keep="last")]
-        stale = rows.apply(record.is_stale, axis=1, code=code)
-        rows = rows.assign(stale=stale)
-        about |= {"rows": len(rows), "stale": int(stale.sum())}
+        rows = rows.assign(stale=rows.apply(record.is_stale, axis=1, code=code))
+        about |= {"rows": len(rows), "stale": int(rows["stale"].sum())}
     return rows, about
 
 
@@ -57,18 +59,13 @@ def db_at(run: tuple[np.ndarray, np.ndarray], seconds: float) -> float:
 
 
 def seconds_to(run: tuple[np.ndarray, np.ndarray], wanted_db: float) -> tuple[float, bool]:
-    """Return the CPU-seconds until a PSNR, linear between marks, and whether it was reached.
+    """Return the CPU-seconds until a PSNR, linear between best marks, and whether it was reached.
 
     Where it was not, the seconds are those of the whole run.
     """
     seconds, db = run
-    if db.max() < wanted_db:
-        return float(seconds[-1]), False
-    after = int(np.argmax(db >= wanted_db))
-    if after == 0:
-        return float(seconds[0]), True
-    pair = slice(after - 1, after + 1)
-    return float(np.interp(wanted_db, db[pair], seconds[pair])), True
+    best = np.maximum.accumulate(db)
+    return float(np.interp(wanted_db, best, seconds)), bool(best[-1] >= wanted_db)
 
 
 def speed_curves(runs: dict) -> pd.DataFrame:
@@ -108,14 +105,14 @@ def read_speed(data: str) -> dict:
     runs = speed_runs(rows) if len(rows) else {}
     headline, gains, reasons = {}, [], {}
     for name, (rival, compare) in GAINS.items():
-        pairs = _pairs(runs, rival)
-        found = [compare(*pair) for pair in pairs]
+        mine, theirs = runs.get("lean", {}), runs.get(rival, {})
+        found = [compare(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
         values = [value for value, _ in found if np.isfinite(value)]
         if about["data"] != data:
             reasons[name] = f"the ledger has no run of {data}; the page shows the phantom's"
-        elif not pairs:
+        elif not found:
             reasons[name] = f"the ledger has no seed of both lean and {rival} yet"
-        elif len(values) < len(pairs):
+        elif len(values) < len(found):
             reasons[name] = f"a run of lean or {rival} ended before what is compared"
         headline[name] = None if name in reasons else float(np.mean(values))
         if name == "time_ratio_to_20db" and headline[name]:
@@ -132,12 +129,6 @@ def read_speed(data: str) -> dict:
     tables = {"speed_gains": gains, "speed_curves": curves.to_dict("records"),
               "speed_lines": lines, "speed_ledger": about, "reasons": reasons}  # fmt: skip
     return {"headline": headline, "tables": tables}
-
-
-def _pairs(runs: dict, rival: str) -> list[tuple]:
-    """Return the runs (lean, rival) of the seeds that both have."""
-    mine, theirs = runs.get("lean", {}), runs.get(rival, {})
-    return [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
 
 
 def ablation_table() -> pd.DataFrame:
@@ -174,44 +165,21 @@ def ablation_table() -> pd.DataFrame:
 
 
 def tell_ablations(table: pd.DataFrame) -> list[str]:
-    """Put an ablation table (`ablation_table`) into sentences, one cohort after the other."""
+    """Put what an ablation table (`ablation_table`) compares into sentences, cohort by cohort."""
     said = []
     for data, part in table.groupby(level="data", sort=False):
         part = part.droplevel("data")
-        latents = part.loc[[name for name in LATENTS if name in part.index]]
-        if len(latents) > 1:
-            best, kept = latents["psnr_db"].idxmax(), (latents["effect_kept"] - 1).abs().idxmin()
-            said.append(
-                f"On {data}, of {len(latents)} latents `{best}` reconstructs best "
-                f"({latents['psnr_db'][best]:.1f} dB), and `{kept}` is closest to the whole effect "
-                f"of the condition ({100 * latents['effect_kept'][kept]:.0f} % kept)."
-            )
-        if {"pca", "long"} <= set(part.index):
-            said.append(_tell_linear(data, part.loc["long"], part.loc["pca"]))
-        for name in ("perceptual", "adversarial", "sharp"):
-            if {name, "lean"} <= set(part.index):
-                said.append(_tell_sharp(data, name, part.loc[name], part.loc["lean"]))
+        for name, other in COMPARED:
+            if {name, other} <= set(part.index):
+                one, base = part.loc[name], part.loc[other]
+                said.append(
+                    f"On {data}, `{name}` against `{other}`: {one['psnr_db']:.1f} against "
+                    f"{base['psnr_db']:.1f} dB; regions err by {one['region_error_pct']:.2f} "
+                    f"against {base['region_error_pct']:.2f} %; {100 * one['effect_kept']:.0f} "
+                    f"against {100 * base['effect_kept']:.0f} % of the condition's effect survive; "
+                    f"{one['cpu_seconds'] / base['cpu_seconds']:.1f} times the CPU-seconds."
+                )
     return said
-
-
-def _tell_linear(data: str, long: pd.Series, pca: pd.Series) -> str:
-    """Return what the longer training reaches beside principal components, in one sentence."""
-    return (
-        f"On {data}, `long` reaches {long['psnr_db']:.1f} dB where PCA reaches "
-        f"{pca['psnr_db']:.1f} dB ({long['psnr_db'] - pca['psnr_db']:+.1f} dB), and keeps "
-        f"{100 * long['effect_kept']:.0f} % of the condition's effect where PCA keeps "
-        f"{100 * pca['effect_kept']:.0f} %."
-    )
-
-
-def _tell_sharp(data: str, name: str, one: pd.Series, lean: pd.Series) -> str:
-    """Return what a sharp mode costs against `lean`, in one sentence."""
-    return (
-        f"On {data}, `{name}` takes {one['cpu_seconds'] / lean['cpu_seconds']:.1f} times the "
-        f"CPU-seconds of `lean` and changes PSNR by {one['psnr_db'] - lean['psnr_db']:+.2f} dB; "
-        f"region volumes err by {one['region_error_pct']:.2f} % instead of "
-        f"{lean['region_error_pct']:.2f} %."
-    )
 
 
 def cost_table() -> pd.DataFrame:

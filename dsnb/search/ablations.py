@@ -4,7 +4,6 @@ On the phantom the study's split is used; on real scans, five folds by person, s
 is redrawn by a network that never saw them. One row a run in the ledger, with three seeds.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,20 +54,14 @@ def variant(study: Study, name: str, seed: int) -> Vae:
 
 
 def run(trial: Trial, name: str, seed: int) -> None:
-    """Train and measure one variant on one split, unless the ledger has it."""
-    settings = variant(trial.study, name, seed)
-    task = {"variant": name, "seed": seed, "settings": asdict(settings)}
-    _add(trial, task, lambda: trial.train(settings))
-
-
-def _add(trial: Trial, task: dict, measure: Callable[[], dict]) -> None:
-    """Add a row to the ledger, unless it is there."""
-    key = record.row_key({**trial.cohort, "fold": trial.fold, **task}, CODE)
+    """Measure one variant, or `pca` or `mean`, on one split, unless the ledger has it."""
+    settings = None if name in LINEAR else variant(trial.study, name, seed)
+    task = {**trial.cohort, "fold": trial.fold, "variant": name, "seed": seed}
+    key = record.row_key(task | ({"settings": asdict(settings)} if settings else {}), CODE)
     if record.find_row(LEDGER, key) is None:
-        found = measure()
+        found = trial.train(settings) if settings else trial.measure_linear(name)
         record.add_row(LEDGER, key, found)
-        who = f"{trial.data} fold {trial.fold} {task['variant']} seed {task['seed']}"
-        record.say(f"{who}: {found['psnr_db']:.2f} dB")
+        record.say(f"{trial.data} fold {trial.fold} {name} seed {seed}: {found['psnr_db']:.2f} dB")
 
 
 def ablate(root: Path, study: Study, names: tuple[str, ...] = ()) -> None:
@@ -77,11 +70,7 @@ def ablate(root: Path, study: Study, names: tuple[str, ...] = ()) -> None:
     phantom = dataset.identify(root)["data"] == "phantom"
     names = names or (tuple(VARIANTS) if phantom else REAL)
     trials = [Trial(root, study, fold) for fold in range(1 if phantom else FOLDS)]
-    for trial in trials:
-        for name in LINEAR:
-            task = {"variant": name, "seed": 0}
-            _add(trial, task, lambda trial=trial, name=name: trial.measure_linear(name))
-    for seed in SEEDS:
+    for seed in (0, *SEEDS):  # 0: what has no seed
         for trial in trials:
-            for name in names:
+            for name in names if seed else LINEAR:
                 run(trial, name, seed)

@@ -103,7 +103,7 @@ def search(root: Path, study: Study) -> dict:
         "trials": len(tried),
         "best_psnr_db": best["psnr_db"],
         "default_psnr_db": default["psnr_db"],
-        "ablations": len({row["variant"] for row in record.ledger_rows(LEDGER)}),
+        "ablations": len({row["variant"] for row in record.ledger_rows(LEDGER) if row["seed"]}),
     }
     tables = {"trials": rows, "best": best, "volumes": study.search.volumes}
     timing = {"cpu_seconds": sum(row["cpu_seconds"] for row in rows)}
