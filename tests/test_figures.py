@@ -51,6 +51,15 @@ def test_a_cut_is_taken_at_its_millimetre():
         assert np.abs(axes.images[-1].get_array() - 200 - mm).max() <= GRID.voxel_mm / 2
 
 
+def test_volumes_of_one_figure_share_their_view():
+    """Would fall: that a scan and its reconstruction, with a faint rim around it, are compared."""
+    brain = np.zeros(GRID.shape, np.float32)
+    brain[10:-10, 10:-10, 10:-10] = 0.8
+    figure = figures.plot_slices({"scan": brain, "drawn": brain + 0.01}, GRID.affine)
+    views = [a.get_xlim() + a.get_ylim() for a in figure.axes if a.images and a.texts]
+    assert len(views) == 6 and views[:3] == views[3:]
+
+
 def test_maps_are_centred_on_zero_and_thresholded():
     """Would fall: that white is no departure, and what is hidden is within the threshold."""
     values = np.broadcast_to(np.linspace(-1, 3, GRID.shape[1])[:, None], GRID.shape)
