@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dsnb import record, scaling
@@ -136,3 +137,10 @@ def test_costs_are_read_beside_their_check(plant):
     costs = scaling.cost_table()
     assert costs["stale"].tolist() == [False, True]
     assert set(costs["gpu_peak_mib"]) == {"not yet run"}
+
+
+def test_the_first_arrival_counts_though_the_curve_dips_later():
+    """Claim: the time to a PSNR is that of its first arrival, or of the whole run without one."""
+    run = np.array([10.0, 20, 30, 40, 50]), np.array([18.0, 22, 19, 19.5, 23])
+    assert tables.seconds_to(run, 20.0) == (15.0, True)
+    assert tables.seconds_to(run, 25.0) == (50.0, False)
