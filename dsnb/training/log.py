@@ -37,13 +37,13 @@ def curve(stats: pd.DataFrame, points: int = 60) -> list[dict]:
 
 
 def append(run: Path, entry: dict) -> None:
-    """Add one step's row; a number that is not finite becomes null."""
+    """Add one step's row, to the last bit; a number that is not finite becomes null."""
     entry = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in entry.items()
     }
     with record.writing(run), (run / "stats.jsonl").open("a") as log:
-        log.write(json.dumps(record.plain(entry)) + "\n")
+        log.write(json.dumps(entry) + "\n")
 
 
 def amend(run: Path, more: dict) -> None:
