@@ -37,7 +37,6 @@ class Training:
     accumulate: int = 1  # micro-batches summed before a step
     lr: float = 1.5e-3  # peak learning rate, AdamW
     warmup: float = 0.1  # share of `volumes` with rising rate
-    epsilon: float = 3e-6  # of AdamW; larger than usual: less of a step is rounding
     weight_decay: float = 1e-4
     clip: float = 1.0  # gradient norm
     ema: float = 0.99  # decay of the exponential moving average, a step

@@ -48,13 +48,24 @@ def test_the_kl_rises_over_its_share_of_the_volumes():
 
 
 def test_voxel_terms_are_means_over_the_support():
-    """Claim: 0.1 off inside the support is an L1 of 0.1 and a squared error of 0.01 times 2."""
+    """Claim: 0.1 off inside the support is an L1 of 0.095 and a squared error of 0.01 times 2."""
     support = torch.zeros(1, 1, 4, 4, 4)
     support[..., :2] = 1
     given = torch.rand(3, 1, 4, 4, 4) * support
     terms = voxel_terms(given + 0.1 * support, given, support, mse=2.0)
-    assert terms["l1"].item() == pytest.approx(0.1, rel=1e-4)
+    assert terms["l1"].item() == pytest.approx(0.095, rel=1e-4)
     assert terms["mse"].item() == pytest.approx(0.02, rel=1e-4)
+
+
+def test_rounding_does_not_decide_the_gradient_of_a_voxel():
+    """Claim: processes stay together: a voxel right but for rounding pulls with almost no force."""
+    given, support = torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
+    forces = []
+    for error in (1e-7, -1e-7, 0.05):
+        drawn = (given + error).requires_grad_()
+        voxel_terms(drawn, given, support, mse=0.0)["l1"].backward()
+        forces.append(drawn.grad.sum().item())
+    assert max(map(abs, forces[:2])) < 1e-4 and forces[2] == pytest.approx(1)
 
 
 @pytest.fixture

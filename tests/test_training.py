@@ -162,18 +162,6 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates.index(max(rates)) == 9 and rates[-1] < 1e-3
 
 
-def test_epsilon_keeps_steps_of_rounding_small(tmp_path):
-    """Claim: where gradients are far below epsilon, a step is no longer as long as the rate."""
-    short, moved = replace(SETTINGS, volumes=SETTINGS.batch, warmup=0.0, weight_decay=0.0), []
-    for number, epsilon in enumerate((1e-8, 1e6)):
-        task = Line()
-        before = [w.detach().clone() for w in task.model.parameters()]
-        trained(tmp_path / str(number), task, replace(short, epsilon=epsilon))
-        after = task.model.parameters()
-        moved.append(max((a.detach() - b).abs().max().item() for a, b in zip(after, before)))
-    assert moved[0] > 0.1 * short.lr and moved[1] < 1e-3 * short.lr
-
-
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     """Claim: unequal shares, which would bias every mean, cannot start."""
     with pytest.raises(BadInput, match="E-BATCH.*multiple of 1 processes x 3"):

@@ -73,9 +73,9 @@ def _entrants() -> tuple[Entrant, ...]:
         Entrant("monai_shrunk", shrunk,
                 (*(rate | {"widths": width} for width in widths for rate in rates), loud),
                 100, 400),
-        Entrant("monai_stock", stock, tuple({"lr": rate} for rate in (1e-4, 1e-3, 3e-3)), 100, 200),
+        Entrant("monai_stock", stock, tuple({"lr": rate} for rate in (1e-4, 1e-3, 3e-3)), 100, 100),
         Entrant("monai_flat", flat, tuple({"lr": rate, "departure": departed} for rate, departed in
-                ((1e-3, False), (1e-3, True), (3e-3, True))), 50, 150),
+                ((1e-3, False), (1e-3, True), (3e-3, True))), 50, 100),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ CODE = (
     "search/folds", "rivals", "space",
 )  # fmt: skip
 VOLUMES = 600  # seen by each run, where a variant does not say otherwise
-# Name -> changes of the default settings. AutoencoderKL costs ten times as much a volume, so it
+# Name -> changes of the default settings. AutoencoderKL costs twelve times as much a volume, so it
 # sees fewer, and its row says how many CPU-seconds that took.
 VARIANTS = {
     "lean": {},

@@ -150,8 +150,6 @@ def count_cost(task: vae.VaeTask) -> dict:
         terms = task.loss(model, task.load(rows), Noise(0, rows, 0, task.device))
         sum(terms.values()).backward()
     return {
-        "parameters": sum(
-            w.numel() for name, w in model.named_parameters() if "critic" not in name
-        ),
+        "parameters": sum(w.numel() for n, w in model.named_parameters() if "critic" not in n),
         "gigaflop": counter.get_total_flops() / 1e9,
     }

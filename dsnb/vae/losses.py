@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from dsnb.config import Vae
 
+KINK = 0.01  # L1 is smooth below it: where only rounding is left, it would decide the gradient
+
 
 def kl_divergence(z_mean: torch.Tensor, z_logvar: torch.Tensor) -> torch.Tensor:
     """Return KL(q(z|x) || N(0, I)) in nats, each latent element (Kingma, arXiv 1312.6114, B)."""
@@ -28,10 +30,10 @@ def kl_term(z_mean: torch.Tensor, z_logvar: torch.Tensor, settings: Vae, seen: i
 def voxel_terms(
     drawn: torch.Tensor, given: torch.Tensor, support: torch.Tensor, mse: float
 ) -> dict[str, torch.Tensor]:
-    """Return L1 and weighted squared error of volumes (B, 1, X, Y, Z), means over the support."""
+    """Return smooth L1 and weighted squared error of volumes (B, 1, X, Y, Z), support means."""
     voxels = support.sum() * len(given)
     return {
-        "l1": functional.l1_loss(drawn, given, reduction="sum") / voxels,
+        "l1": functional.smooth_l1_loss(drawn, given, reduction="sum", beta=KINK) / voxels,
         "mse": mse * functional.mse_loss(drawn, given, reduction="sum") / voxels,
     }
 
