@@ -28,7 +28,9 @@ from dsnb.search.ablations import VARIANTS
 from dsnb.training.clock import host_peak_mib
 
 LEDGER = "03_cost"
-CODE = ("vae/networks", "vae/losses", "vae/features", "vae/task", "scaling/cost")
+CODE = (
+    "vae/networks", "vae/losses", "vae/features", "vae/task", "training/state", "scaling/cost",
+)  # fmt: skip
 MIB = 2**20
 TUTORIAL = {"architecture": "monai", "channels": 3, "widths": (32, 64, 64), "departure": False}
 NAMES = ("lean", "eighth", "pooled", "flat", "morph", "sharp")

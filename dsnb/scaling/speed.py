@@ -19,7 +19,8 @@ from dsnb.config import Training, Vae, replace
 
 LEDGER = "03_speed"
 CODE = (
-    "vae/networks", "vae/losses", "vae/task", "vae/metrics", "training/state", "scaling/speed",
+    "vae/networks", "vae/losses", "vae/task", "vae/metrics", "vae/quality", "training/state",
+    "scaling/speed",
 )  # fmt: skip
 JUDGED = 10  # validation people, and as many test people, that judge each point of a curve
 MARKS = (2, 5, 10, 15, 20, 30, 40, 50, 60, 75, 100, 125, 150, 200, 250, 300, 350, 400)  # CPU-s
@@ -59,8 +60,8 @@ class Entrant:
 
 
 def _entrants() -> tuple[Entrant, ...]:
-    """Return who takes part; rates and widths of the issue, tutorial widths for the stock one."""
-    rates = [{"lr": rate} for rate in (1e-3, 3e-3, 1e-2)]
+    """Return who takes part, and what their sweeps try; tutorial widths for the stock one."""
+    rates = [{"lr": rate} for rate in (5e-4, 1e-3, 3e-3, 1e-2)]
     shrunk = Vae(architecture="monai", channels=8)
     widths = ((8, 16, 32), (16, 16, 32))
     stock = Vae(architecture="monai", channels=3, widths=(32, 64, 64), departure=False,

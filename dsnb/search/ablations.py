@@ -15,8 +15,8 @@ from dsnb.search.folds import FOLDS, Trial
 
 LEDGER = "03_ablations"
 CODE = (
-    "vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "training/state",
-    "search/folds", "rivals", "space",
+    "vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "vae/quality",
+    "training/state", "search/folds", "rivals", "space",
 )  # fmt: skip
 VOLUMES = 600  # seen by each run, where a variant does not say otherwise
 # Name -> changes of the default settings. AutoencoderKL costs twelve times as much a volume, so it

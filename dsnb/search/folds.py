@@ -1,5 +1,6 @@
 """One split of a cohort for the ablations: who trains, who is judged, and by which ruler."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -82,13 +83,16 @@ class Trial:
         return np.load(path, allow_pickle=False)
 
     def features(self, settings: Vae) -> tuple[vae.FeatureNet, float]:
-        """Return the feature network of this split's fit people, and the seconds it took."""
-        plan = replace(vae.feature_plan(settings), seed=1)
-        folder = self.folder / f"features-{record.digest(record.plain(asdict(plan)))}"
+        """Return the feature network of this split's fit people, and the CPU-seconds it took."""
+        plan, code = replace(vae.feature_plan(settings), seed=1), record.code_digest(*vae.FEATURES)
+        folder = self.folder / f"features-{record.digest([record.plain(asdict(plan)), code])}"
         folder.mkdir(exist_ok=True)
         task = vae.FeatureTask(self.root, torch.device("cpu"), self.fit)
+        cost, began = folder / "cpu_seconds.json", time.process_time()
         training.train(folder, task, plan, {"settings": asdict(plan)})  # at once where it is done
-        return vae.load_features(folder), training.read_stats(folder)["seconds"].sum()
+        if not cost.is_file():
+            record.write_json(cost, {"cpu_seconds": time.process_time() - began})
+        return vae.load_features(folder), json.loads(cost.read_text())["cpu_seconds"]
 
     def train(self, settings: Vae) -> dict:
         """Train a VAE of these settings on this split's people; its measures and its cost."""

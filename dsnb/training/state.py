@@ -35,7 +35,7 @@ class Task(Protocol):
         """Return the batch of these training samples on the model's device.
 
         Prepared volumes come from `prepared/volumes.npy`, an uncompressed memory map that the
-        ranks of a node share through the page cache; its product's key names it by content.
+        ranks of a node share through the page cache; its product's key stands for its bytes.
         """
 
     def loss(self, model: nn.Module, batch: object, noise: Noise) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The normative VAE: how a euploid brain departs from the mean euploid brain, and back."""
 
+from dsnb.vae.features import CODE as FEATURES
 from dsnb.vae.features import (
     FeatureNet,
     FeatureTask,

@@ -23,6 +23,7 @@ WIDTHS = (16, 24, 32)  # channels at 1/2, 1/4 and 1/8 of the resolution
 BLOCK = 8  # voxels a side of what is cut out
 CUT = 0.674  # standard normal above which a block goes: a quarter of them
 RUN = "runs/features"
+CODE = ("vae/features", "vae/losses", "training/state", "distributed", "dataset")
 
 
 class FeatureNet(nn.Module):
@@ -102,33 +103,19 @@ class FeatureTask:
 def feature_plan(settings: Vae) -> Training:
     """Return how the feature network is trained: a fifth of the VAE's length, once validated."""
     volumes = max(settings.training.volumes // 5, settings.training.batch)
-    return replace(
-        settings.training,
-        volumes=volumes,
-        lr=1e-3,
-        validate_every=volumes,
-        checkpoint_every=volumes,
-    )
+    once = {"validate_every": volumes, "checkpoint_every": volumes}
+    return replace(settings.training, volumes=volumes, lr=1e-3, **once)
 
 
 def train_features(root: Path, study: Study, start: str = "resume") -> None:
     """Train the feature network on euploid fit people as the product runs/features."""
     settings = feature_plan(study.vae)
-    code = ("vae/features", "training/state", "distributed", "dataset")
 
     def make(device: torch.device) -> tuple[FeatureTask, Training]:
         return FeatureTask(root, device), settings
 
-    training.train_product(
-        root,
-        RUN,
-        "train features",
-        {"training": asdict(settings)},
-        ("prepared",),
-        code,
-        make,
-        start,
-    )
+    words = "train features", {"training": asdict(settings)}, ("prepared",), CODE
+    training.train_product(root, RUN, *words, make, start)
 
 
 def load_features(folder: Path) -> FeatureNet:

@@ -1,8 +1,9 @@
 """Volume <-> latent: three architectures behind one interface.
 
 `lean` folds voxels into channels and works at a quarter of the resolution; `monai` is the
-AutoencoderKL that latent-diffusion readers know; `morph` warps a sharp euploid template. All see
-and draw the departure from the training people's mean volume.
+AutoencoderKL that latent-diffusion readers know; `morph` warps a sharp euploid template. Unless
+`departure` is off, all see the departure from the training people's mean, and
+all but `morph` draw it.
 """
 
 from abc import ABC, abstractmethod

@@ -145,7 +145,7 @@ def train(root: Path, study: Study, run: str = "runs/vae", start: str = "resume"
             distributed.from_first(ranks, lambda: rivals.make_template(root, study))
         parents.append("template")
     if settings.perceptual:
-        features.train_features(root, study, start)
+        features.train_features(root, study, "resume" if start == "weights" else start)
         parents.append(features.RUN)
 
     def make(device: torch.device) -> tuple[VaeTask, Training]:
