@@ -40,9 +40,8 @@ def save(run: Path, kind: str, payload: dict) -> Path:
     written = hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
     needed = buffer.getbuffer().nbytes
     path, aside = run / f"{kind}-{payload['seen']:09d}-{written}.pt", run / f".{kind}.aside"
+    check_room(run, needed)
     with record.writing(run, needed):
-        if shutil.disk_usage(run).free < 2 * needed:
-            raise OSError(errno.ENOSPC, "less than twice its size", str(path))
         try:
             with aside.open("wb") as file:
                 file.write(buffer.getbuffer())
@@ -58,6 +57,13 @@ def save(run: Path, kind: str, payload: dict) -> Path:
         for old in undone + others[KEPT[kind] :]:
             old.unlink()
     return path
+
+
+def check_room(run: Path, needed: int) -> None:
+    """Refuse (E-DISK) a disk with less than twice the bytes of a checkpoint free."""
+    with record.writing(run, needed):
+        if shutil.disk_usage(run).free < 2 * needed:
+            raise OSError(errno.ENOSPC, "less than twice a checkpoint's size", str(run))
 
 
 def _check_finite(run: Path, payload: dict) -> None:
@@ -173,6 +179,9 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             fix = "wait for it or stop it (a dead job holds no lock)"
             raise BadInput("E-LOCKED", run.name, "its lock", file.read(), "no other job", fix)
+        file.seek(0)
+        if left := file.read():  # the kernel has dropped the dead holder's lock, not its file
+            record.say(f"{run.name}: its lock was left by a job that is gone ({left})")
         file.truncate(0)
         job, since = os.environ.get("SLURM_JOB_ID", "none"), time.strftime("%F %T")
         file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}, "
@@ -226,5 +235,8 @@ def check_identity(run: Path, saved: dict, identity: dict) -> None:
     differ = [key for key in keys if str(flat[0].get(key)) != str(flat[1].get(key))]
     if differ:
         parts = " and ".join(dict.fromkeys(key.split(".")[0] for key in differ))
-        fix = f"give back the old {parts}, or --start weights or --start scratch, which keep it"
+        ways = "--start scratch, which keeps"
+        if not any(key.startswith("parents") for key in differ):  # weights know their people
+            ways = "--start weights or --start scratch, which keep"
+        fix = f"give back the old {parts}, or {ways} it"
         raise BadInput("E-RESUME", run.name, parts, differ, "those of its checkpoint", fix)

@@ -75,6 +75,10 @@ def launched() -> bool:
     if announced and "MASTER_ADDR" not in os.environ:
         seen, fix = "absent", "start with `python -m dsnb.launcher`, or export it and MASTER_PORT"
         raise BadInput("E-MASTER", "launch", "MASTER_ADDR", seen, "rank 0's host", fix)
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and not announced:
+        fix = "start with `python -m dsnb.launcher`, one a node, or give srun --ntasks=1"
+        raise BadInput("E-RANKS", "launch", "tasks of srun without a launcher", tasks, "1", fix)
     return announced
 
 

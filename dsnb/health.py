@@ -117,7 +117,7 @@ def read(folder: Path) -> Run:
     if stats.empty:
         fix = "wait for the first step, or run the training again: it mends its log"
         raise BadInput("E-LOG", folder.name, "its log", "empty or cut", "whole rows", fix)
-    payload = checkpoints.newest(folder, "best") or checkpoints.newest(folder)
+    payload = checkpoints.newest(folder) or checkpoints.newest(folder, "best")
     plan = Training(**config["training"])
     return Run(folder, stats, plan, config.get("settings", {}), payload)
 

@@ -24,8 +24,6 @@ def test_two_processes_train_as_one(root):
     headline = found["headline"]
     assert set(headline) > set(record.HEADLINE["10_scaling"].split())
     assert headline["parity_error"] < 1e-6 and headline["resume_identical"] is True
-    assert set(found["tables"]["weight_gaps"]) == {"2x1", "4x1"}
-    assert 0 < headline["parity_error_weights"] < 1e-3, "biases before a norm walk at random"
     assert {row["arrangement"] for row in found["timing"]["arrangements"]} == {"1x2", "2x1"}
     parity = found["tables"]["parity"]
     assert len(parity) == 4 and parity[0]["1x2"] != parity[1]["1x2"]
@@ -43,7 +41,7 @@ def test_speeds_leave_out_the_warm_up_and_efficiency_is_a_ratio_of_medians():
         "1x2": [entry(99, 2.0), entry(2, 1.0), entry(2, 1.0), entry(50, 1.0)],
         "2x1": [entry(1, 2.0), entry(4, 1.5), entry(4, 1.0), entry(4, 1.0)],
     }
-    found = {"rounds": rounds, "alike": {}, "weight_gaps": {"2x1": 0.0}, "gigaflop": 1.0}
+    found = {"rounds": rounds, "alike": {}, "gigaflop": 1.0}
     found |= {"resume_identical": True, "cores": 2}
     answer = parallel._results(found, Scaling(rounds=3, steps=4, parity_steps=3, batch=4))
     assert answer["headline"]["ddp_efficiency"] == pytest.approx(0.5)
@@ -55,7 +53,7 @@ def test_speeds_leave_out_the_warm_up_and_efficiency_is_a_ratio_of_medians():
 
 
 def test_no_difference_is_rounded_to_zero(tmp_path):
-    """Claim: a difference of 1e-7 in a loss, or of a weight, on its way through JSON still shows.
+    """Claim: a difference of 1e-7 in a loss, on its way through JSON still shows.
 
     Results files hold six digits: rounded losses made a parity error of exactly zero.
     """
@@ -65,17 +63,11 @@ def test_no_difference_is_rounded_to_zero(tmp_path):
 
     rounds = {"1x2": [entry(0.1), entry(0.1)], "2x1": [entry(0.1), entry(0.1)]}
     alike = {"4x1": [entry(0.1), entry(0.1 * (1 + 1e-7))]}
-    for name, weight in (("1x2", 2.0), ("2x1", 2.0), ("4x1", 2.0 + 2e-6)):
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "weights.npz", a=np.array([weight]), b=np.zeros(2))
-    gaps = scaling.weight_gaps(tmp_path, [*rounds, *alike])
-    assert gaps["2x1"] == 0 and gaps["4x1"] == pytest.approx(1e-6)
-    found = {"rounds": rounds, "alike": alike, "weight_gaps": gaps, "gigaflop": 1.0, "cores": 2}
+    found = {"rounds": rounds, "alike": alike, "gigaflop": 1.0, "cores": 2}
     record.write_json(tmp_path / "bench.json", found | {"resume_identical": True})
     found = json.loads((tmp_path / "bench.json").read_text())
     headline = parallel._results(found, Scaling(rounds=1, steps=1))["headline"]
     assert headline["parity_error"] == pytest.approx(1e-7, rel=1e-3)
-    assert headline["parity_error_weights"] == pytest.approx(1e-6)
 
 
 def test_a_forgetful_resume_is_noticed(root, tmp_path, monkeypatch):

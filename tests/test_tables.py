@@ -96,7 +96,7 @@ def trial(variant, seed, psnr, kept, data="phantom", fold=0, **other):
         "data": data, "variant": variant, "seed": seed, "fold": fold, "psnr_db": psnr,
         "effect_kept": kept, "ssim": 0.9, "region_error_pct": 2.0, "region_bias_pct": 1.0,
         "active_share": 0.5, "parameters": 10, "gigaflop": 6.0, "cpu_seconds": 100.0,
-        "peak_mib": 900.0, "kl_nats": [0.1, 0.5],
+        "peak_mib": 900.0, "kl_nats": [0.1, 0.5], "settings": {"training": {"volumes": 600}},
         "spectrum": [{"from": 0.0, "to": 0.05, "residual_db": -20.0}], **other,
     }  # fmt: skip
 
@@ -104,7 +104,8 @@ def trial(variant, seed, psnr, kept, data="phantom", fold=0, **other):
 def test_ablations_average_folds_before_seeds(plant):
     """Claim: folds are averaged in a seed, the SD is over seeds, cohorts stand side by side."""
     linear = trial("pca", 0, 19.0, 0.5)
-    del linear["kl_nats"], linear["active_share"], linear["parameters"], linear["gigaflop"]
+    for name in ("kl_nats", "active_share", "parameters", "gigaflop", "settings"):
+        del linear[name]
     rows = [linear] + [trial("lean", seed, 24.0 + seed, 0.8) for seed in (1, 2, 3)]
     rows += [trial("long", 1, 26.5, 0.9)]
     rows += [trial("flat", seed, 20.0, 0.95) for seed in (1, 2, 3)]
@@ -120,6 +121,7 @@ def test_ablations_average_folds_before_seeds(plant):
     assert (real["runs"], real["seeds"], real["stale"]) == (4, 2, 0)
     assert table.loc["phantom", "pca"]["psnr_db"] == 19 and table.loc["phantom", "pca"]["runs"] == 1
     assert lean["residual_db_to_0.05"] == -20 and lean["kl_nats_mean"] == pytest.approx(0.3)
+    assert lean["volumes"] == 600 and np.isnan(table.loc["phantom", "pca"]["volumes"])
     said = scaling.tell_ablations(table)
     assert said[0].startswith("On phantom, `long` against `pca`: 26.5 against 19.0 dB")
     assert "`flat` against `lean`: 20.0 against 26.0 dB" in said[2]

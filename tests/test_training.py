@@ -126,8 +126,8 @@ def test_another_identity_is_refused_by_its_keys(tmp_path):
         training.train(tmp_path / "run", Line(), SETTINGS, other)
 
 
-def test_a_second_job_on_the_folder_is_refused(tmp_path):
-    """Claim: two jobs never write one run; a lock of a dead process does not block."""
+def test_a_second_job_on_the_folder_is_refused(tmp_path, capsys):
+    """Claim: two jobs never write one run; a dead one's lock does not block, and is explained."""
     (tmp_path / ".lock").write_text("host gone, process 1")
     hold = (
         "import sys, pathlib; from dsnb import checkpoints\n"
@@ -140,18 +140,22 @@ def test_a_second_job_on_the_folder_is_refused(tmp_path):
         with pytest.raises(BadInput, match=f"E-LOCKED.*process {holder.pid}"):
             trained(tmp_path)
         holder.kill()
+    capsys.readouterr()
     assert trained(tmp_path)["seen"] == 24 and not (tmp_path / ".lock").exists()
+    said = capsys.readouterr().err
+    assert "left by a job that is gone" in said and f"process {holder.pid}" in said
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    """Claim: too little space is refused with both numbers before anything is written."""
+    """Claim: too little space is refused with both numbers before a step is taken (G10)."""
     trained(tmp_path / "run")
     before = checkpoints.listed(tmp_path / "run")
     usage = checkpoints.shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    task = Line()
     with pytest.raises(BadInput, match="E-DISK.*is 10, expected at least"):
-        trained(tmp_path / "run", settings=replace(SETTINGS, volumes=40))
-    assert checkpoints.listed(tmp_path / "run") == before
+        trained(tmp_path / "run", task, replace(SETTINGS, volumes=40))
+    assert checkpoints.listed(tmp_path / "run") == before and not task.loaded
 
 
 def test_the_rate_warms_up_and_falls_to_zero():

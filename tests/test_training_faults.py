@@ -705,6 +705,32 @@ def test_t17_the_weights_that_are_left_are_a_start(tmp_path, capsys, part):
     assert ("the other ones are taken" in capsys.readouterr().err) == (part in ("ema", "model"))
 
 
+def test_t17_weights_of_other_people_are_no_start(tmp_path):
+    """Claim: weights may not carry people into a split that holds them out."""
+    parent(tmp_path, 1)
+    product(tmp_path, parents=("prepared",))
+    parent(tmp_path, 2)
+    with pytest.raises(BadInput, match="E-RESUME.*parents") as caught:
+        product(tmp_path, "weights", parents=("prepared",))
+    assert "--start weights" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["line"]
+
+
+@pytest.mark.parametrize("requeued", [False, True])
+def test_t17_a_start_from_weights_outlives_a_kill(tmp_path, monkeypatch, requeued):
+    """Claim: a kill before the first checkpoint does not turn it into a start from zero."""
+    product(tmp_path)
+    kept = checkpoints.newest(tmp_path / "runs/line")["model"]
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, "weights", task=Line(stop_at=0), volumes=40)
+    if requeued:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    task = Line(stop_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        product(tmp_path, "weights" if requeued else "resume", task=task, volumes=40)
+    assert torch.equal(task.model.weight, kept["weight"])
+
+
 @pytest.mark.parametrize("kind", ["another shape", "none"])
 def test_t17_weights_are_checked_before_the_run_is_moved(tmp_path, kind):
     """Claim: weights that cannot be taken are refused with the old run still in its place."""
@@ -760,10 +786,18 @@ def test_t19_what_cannot_start_is_one_line_before_anything_is_read(monkeypatch, 
 
 
 def test_t19_a_rank_without_a_host_is_refused(monkeypatch, tmp_path):
-    """Claim: srun without a launcher says what is missing; it does not train N times alone."""
+    """Claim: a rank that nobody told where the others are says what is missing."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(BadInput, match="E-MASTER launch: MASTER_ADDR is 'absent'"):
+        trained(tmp_path)
+
+
+def test_t19_srun_without_a_launcher_is_refused(monkeypatch, tmp_path):
+    """Claim: four tasks of srun do not train four times alone."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(BadInput, match="E-RANKS.*tasks of srun.*is 4.*dsnb.launcher"):
         trained(tmp_path)
 
 

@@ -6,7 +6,6 @@ from dsnb.scaling.parallel import (
     bench,
     race,
     resumes_identically,
-    weight_gaps,
 )
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.tables import (

@@ -54,11 +54,6 @@ class _Worker:
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "losses": losses, "peak_mib": host_peak_mib()}
 
-    def save(self, path: Path) -> None:
-        """Save the weights of now."""
-        weights = self.state.model.named_parameters()
-        np.savez(path, **{name: weight.detach().numpy() for name, weight in weights})
-
 
 def work(root: Path, folder: Path) -> None:
     """Be one process of an arrangement: answer each `go-<n>` file with `done-<n>.json`."""
@@ -70,8 +65,6 @@ def work(root: Path, folder: Path) -> None:
             if ranks.first:
                 _wait(folder / f"go-{number}")
             answer = worker.steps(plan["steps"])
-            if ranks.first and worker.state.counts["step"] <= plan["parity_steps"]:
-                worker.save(folder / "weights.npz")
             if ranks.first:
                 record.write_json(folder / f"done-{number}.json", answer)
 
@@ -97,7 +90,6 @@ def arrangement(
         old.unlink()
     scaling = study.scaling
     plan = {"rounds": scaling.rounds if rounds is None else rounds, "steps": scaling.steps}
-    plan["parity_steps"] = scaling.parity_steps
     plan |= {"vae": asdict(study.vae), "training": asdict(_plan(study))}
     record.write_json(folder / "plan.json", plan)
     threads = max(1, max(scaling.processes) // processes)
@@ -161,20 +153,6 @@ def train_alike(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]
         return {name: [go(number) for number in range(rounds)]}
 
 
-def weight_gaps(folder: Path, names: list[str]) -> dict[str, float]:
-    """Return how far each arrangement's weights are from the first one's, relative norm, by name.
-
-    Of all weights together: a bias before a norm has no gradient but rounding, of which Adam makes
-    whole steps, so the largest single difference tells nothing.
-    """
-    kept = [dict(np.load(folder / name / "weights.npz")) for name in names]
-    first, *others = (
-        np.concatenate([w.ravel() for w in one.values()], dtype=float) for one in kept
-    )
-    gaps = [np.linalg.norm(one - first) / np.linalg.norm(first) for one in others]
-    return dict(zip(names[1:], map(float, gaps)))
-
-
 class _Cut(Exception):
     """The end that `resumes_identically` puts to its first training."""
 
@@ -223,7 +201,6 @@ def bench(root: Path, study: Study) -> dict:
         found = {
             "rounds": rounds,
             "alike": alike,
-            "weight_gaps": weight_gaps(product.folder, [*rounds, *alike]),
             "resume_identical": resumes_identically(root, product.folder, study),
             "gigaflop": count_cost(vae.VaeTask(root, study.vae, torch.device("cpu")))["gigaflop"],
             "cores": os.cpu_count(),
@@ -265,7 +242,6 @@ def _results(found: dict, scaling: Scaling) -> dict:
     headline = {
         "ddp_efficiency": efficiency,
         "parity_error": float(max(gap.max() for gap in gaps.values())),
-        "parity_error_weights": max(found["weight_gaps"].values()),
         "resume_identical": found["resume_identical"],
         "model_error_pct": None,
     }
@@ -273,7 +249,6 @@ def _results(found: dict, scaling: Scaling) -> dict:
         "parity": [{"step": n, **{name: losses[name][n] for name in losses},
                     **{f"gap_{name}": gap[n] for name, gap in gaps.items()}}
                    for n in range(len(losses[one]))],
-        "weight_gaps": found["weight_gaps"],
         "gigaflop_per_volume": found["gigaflop"],
         "reasons": reasons,
     }  # fmt: skip

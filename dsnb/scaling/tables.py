@@ -19,7 +19,7 @@ MEASURES = {
     "psnr_db": "PSNR (dB)", "ssim": "SSIM", "region_error_pct": "region error (%)",
     "region_bias_pct": "region bias (%)", "effect_kept": "effect kept",
     "active_share": "active share", "parameters": "parameters", "gigaflop": "GFLOP a volume",
-    "cpu_seconds": "CPU-seconds",
+    "cpu_seconds": "CPU-seconds", "volumes": "volumes seen",
 }  # fmt: skip
 COMPARED = (
     ("long", "pca"), ("lean", "long"), ("eighth", "lean"), ("pooled", "lean"), ("flat", "lean"),
@@ -149,8 +149,12 @@ def ablation_table() -> pd.DataFrame:
     ]
     rows = rows.join(pd.DataFrame(bands))
     nats = rows["kl_nats"].map(np.asarray)
+    budgets = rows["settings"].map(lambda one: one["training"]["volumes"], na_action="ignore")
     rows = rows.assign(
-        kl_nats_mean=nats.map(np.mean), kl_nats_low=nats.map(np.min), kl_nats_high=nats.map(np.max)
+        volumes=budgets.astype(float),
+        kl_nats_mean=nats.map(np.mean),
+        kl_nats_low=nats.map(np.min),
+        kl_nats_high=nats.map(np.max),
     )
     measures = [*MEASURES, *pd.DataFrame(bands), "kl_nats_mean", "kl_nats_low", "kl_nats_high"]
     keys = ["data", "variant"]

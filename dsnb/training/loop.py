@@ -1,5 +1,6 @@
 """The training loop: one for VAE and diffusion, for one rank and many, whole or resumed."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -54,7 +55,9 @@ def _train(
         state.take_weights(run, weights)
     counts, keeper = state.counts, _Keeper(run, state, settings)
     if ranks.first:
-        _begin(run, settings, identity, counts["seen"], ranks)
+        _begin(run, state, identity, ranks)
+        if weights and not saved:
+            keeper.save("seen")  # or a kill before the first one would start from zero
     while counts["seen"] < settings.volumes:
         started = time.perf_counter()
         rows = distributed.ordered_rows(task.rows, settings.seed, counts["seen"], settings.batch)
@@ -113,8 +116,10 @@ def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -
         )
 
 
-def _begin(run: Path, settings: Training, identity: dict, seen: int, ranks: Ranks) -> None:
+def _begin(run: Path, state: State, identity: dict, ranks: Ranks) -> None:
     """Clear what a stop left, cut the log back to the checkpoint, and say where this goes on."""
+    settings, seen = state.settings, state.counts["seen"]
+    checkpoints.check_room(run, 4 * sum(weight.nbytes for weight in state.model.parameters()))
     with record.writing(run):
         record.write_json(run / "config.json", {"training": as_plain(settings), **identity})
         checkpoints.sweep(run)
@@ -212,8 +217,8 @@ def train_product(
         def begin() -> tuple[bool, dict, dict | None]:
             nonlocal product
             words = verb, settings, parents, code
-            key = record.digest(record.planned(root, *words))
-            weights = _start_over(root / name, key, start, built and built[0])
+            planned = record.planned(root, *words)
+            weights = _start_over(root / name, planned, start, built and built[0])
             product = record.begin(root, name, *words, _keep)
             return product.done, product.note, weights
 
@@ -225,15 +230,18 @@ def train_product(
             product.finish()
 
 
-def _start_over(run: Path, key: str, start: str, task: Task | None) -> dict | None:
+def _start_over(run: Path, planned: dict, start: str, task: Task | None) -> dict | None:
     """Set an old run aside where a new start is asked for; return the weights it starts from.
 
-    Not so where this very start (its product's key) was stopped by a signal, and goes on.
+    Not so where this very start (its product's key) was stopped by a signal, and goes on. Weights
+    of other parents are refused: they may have seen people whom the new split holds out.
     """
     if start == "resume":
         return None
+    key = record.digest(planned)
     goes_on, begun = f"so it goes on in spite of --start {start}", run / ".begun"
-    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+    again = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if again and (start == "scratch" or checkpoints.listed(run)):
         record.say(f"{run.name}: requeued, {goes_on}")
         return None
     if (run / checkpoints.MARKER).is_file() and begun.is_file() and begun.read_text() == key:
@@ -241,7 +249,10 @@ def _start_over(run: Path, key: str, start: str, task: Task | None) -> dict | No
         record.say(f"{run.name}: it stopped on a signal and saved, {goes_on}; {how}")
         return None
     weights = checkpoints.require(run, "seen") if start == "weights" else None
-    for name in ("model", "ema") if weights else ():  # before the old run is moved
+    if weights:  # all is checked before the old run is moved
+        known = json.loads((run / "config.json").read_text()).get("parents")
+        checkpoints.check_identity(run, {"parents": known}, {"parents": planned["parents"]})
+    for name in ("model", "ema") if weights else ():
         checkpoints.weights_of(run, weights, name, task.model.state_dict())
     if run.is_dir():
         checkpoints.set_aside(run)
