@@ -92,11 +92,13 @@ def test_variants_change_one_thing():
     for name, change in ablations.VARIANTS.items():
         own = ablations.variant(STUDY, name, 3)
         change = dict(change)
-        volumes = change.pop("volumes", 8)
+        volumes = change.pop("volumes", round(8 * change.pop("share", 1)))
         back = {field: getattr(base, field) for field in change}
         assert replace(own, **back, training=base.training) == base
         assert {field: getattr(own, field) for field in change} == change
         assert own.training.volumes == volumes
+    assert ablations.variant(STUDY, "lean", 3, "ds002748").training.volumes == 4
+    assert ablations.variant(STUDY, "long", 3, "ds002748").training.volumes == 2000
 
 
 def test_phantom_people_are_the_studys_and_pairs_are_unseen(tmp_path):

@@ -18,7 +18,7 @@ CODE = (
     "vae/networks", "vae/losses", "vae/features", "vae/task", "vae/metrics", "vae/quality",
     "training/state", "search/folds", "rivals", "space",
 )  # fmt: skip
-VOLUMES = 600  # seen by each run, where a variant does not say otherwise
+VOLUMES = 600  # seen by each run, half of it on real scans: their folds are five runs
 # Name -> changes of the default settings. AutoencoderKL costs twelve times as much a volume, so it
 # sees fewer, and its row says how many CPU-seconds that took.
 VARIANTS = {
@@ -34,7 +34,7 @@ VARIANTS = {
     "perceptual": {"perceptual": 0.1},
     "adversarial": {"adversarial": 0.01},
     "sharp": {"perceptual": 0.1, "adversarial": 0.01},
-    "monai": {"architecture": "monai", "volumes": 180},
+    "monai": {"architecture": "monai", "share": 0.3},  # of the volumes
 }
 # What five folds of real scans repeat: networks, latents and the sharp mode.
 REAL = ("lean", "long", "eighth", "pooled", "flat", "morph", "sharp", "monai")
@@ -42,10 +42,11 @@ LINEAR = ("pca", "mean")  # beside them, without a seed
 SEEDS = (1, 2, 3)
 
 
-def variant(study: Study, name: str, seed: int) -> Vae:
-    """Return the settings of a variant, trained for the ablations' budget."""
+def variant(study: Study, name: str, seed: int, data: str = "phantom") -> Vae:
+    """Return the settings of a variant, trained for the ablations' budget on a cohort."""
     changes = dict(VARIANTS[name])
-    volumes = changes.pop("volumes", VOLUMES)
+    budget = (VOLUMES if data == "phantom" else VOLUMES // 2) * changes.pop("share", 1)
+    volumes = changes.pop("volumes", round(budget))
     plan = replace(
         study.vae.training, volumes=volumes, seed=seed, checkpoint_every=volumes // 2,
         validate_every=volumes // 4,
@@ -55,7 +56,7 @@ def variant(study: Study, name: str, seed: int) -> Vae:
 
 def run(trial: Trial, name: str, seed: int) -> None:
     """Measure one variant, or `pca` or `mean`, on one split, unless the ledger has it."""
-    settings = None if name in LINEAR else variant(trial.study, name, seed)
+    settings = None if name in LINEAR else variant(trial.study, name, seed, trial.data)
     task = {**trial.cohort, "fold": trial.fold, "variant": name, "seed": seed}
     key = record.row_key(task | ({"settings": asdict(settings)} if settings else {}), CODE)
     if record.find_row(LEDGER, key) is None:
