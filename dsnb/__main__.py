@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ from dsnb import (
     volumes,
 )
 from dsnb.checks import BadInput
-from dsnb.config import PRESETS, SMALL, Study, as_plain
+from dsnb.config import PRESETS, SMALL, Study
 
 VERBS = (
     "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "health",
@@ -82,7 +82,7 @@ def run(command: Command) -> int:
     """Run one verb; return the exit code."""
     study, verb = command.study, command.verb
     if command.dry_run:
-        print(json.dumps(record.plain(as_plain(command)), indent=1))
+        print(json.dumps(record.plain(asdict(command)), indent=1))
         return 0
     if verb == "study":
         pages.run_study(study.name, command.raw, command.data_root)

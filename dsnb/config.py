@@ -3,7 +3,7 @@
 Lengths are counted in volumes seen, so one node and eight share an axis.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dsnb.checks import BadInput
@@ -247,9 +247,4 @@ def vae_settings(plain: dict) -> Vae:
     return Vae(**plain | own)
 
 
-def as_plain(settings: object) -> dict:
-    """Return a dataclass as plain JSON types, for provenance and digests."""
-    return asdict(settings)
-
-
-__all__ = ["PRESETS", "Study", "as_plain", "load_study", "replace", "vae_settings"]
+__all__ = ["PRESETS", "Study", "load_study", "replace", "vae_settings"]

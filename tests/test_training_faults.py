@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from toy import IDENTITY, SETTINGS, Line, log, trained
 from dsnb import __main__ as command_line
 from dsnb import checkpoints, dataset, distributed, launcher, record, training
 from dsnb.checks import BadInput
-from dsnb.config import as_plain, replace
+from dsnb.config import replace
 from dsnb.training.watch import Watch
 
 HERE = Path(__file__).resolve().parent
@@ -226,7 +227,7 @@ def product(
     """Train the toy as a product."""
     plan = replace(SETTINGS, **plan)
     training.train_product(
-        root, "runs/line", "train line", {"width": width, "training": as_plain(plan)}, parents,
+        root, "runs/line", "train line", {"width": width, "training": asdict(plan)}, parents,
         code, lambda device: (task or Line(), plan), start,
     )  # fmt: skip
 

@@ -5,14 +5,14 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from dsnb import checkpoints, distributed, record
 from dsnb.checks import BadInput
-from dsnb.config import Training, as_plain
+from dsnb.config import Training
 from dsnb.distributed import Ranks, Stopped
 from dsnb.training import log
 from dsnb.training.state import State, Task, assess, step
@@ -96,7 +96,7 @@ def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -
     if settings.patience_s >= limit:
         wanted, fix = f"under {limit:.0f} s, when collectives end", "lower it"
         raise BadInput("E-PATIENCE", "settings", "patience_s", settings.patience_s, wanted, fix)
-    settled = record.digest(record.plain([identity, as_plain(settings)]))
+    settled = record.digest(record.plain([identity, asdict(settings)]))
     mine = {"training samples": task.rows, "validation samples": task.held, "settings": settled}
     everyone = distributed.gathered(ranks, mine)
     for name in mine:
@@ -121,7 +121,7 @@ def _begin(run: Path, state: State, identity: dict, ranks: Ranks) -> None:
     settings, seen = state.settings, state.counts["seen"]
     checkpoints.check_room(run, 4 * sum(weight.nbytes for weight in state.model.parameters()))
     with record.writing(run):
-        record.write_json(run / "config.json", {"training": as_plain(settings), **identity})
+        record.write_json(run / "config.json", {"training": asdict(settings), **identity})
         checkpoints.sweep(run)
         lost = log.rewind(run, seen)
     if seen or lost:
