@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -175,6 +176,14 @@ def test_a_sound_run_has_nothing_wrong(runs):
     rows = health.diagnose(runs["sound"])
     assert not found(runs["sound"], "wrong", "none")
     assert [row["check"] for row in rows] == [*health.CAUSES, *health.EFFECTS]
+
+
+def test_a_damaged_best_hides_no_whole_checkpoint(runs, tmp_path):
+    """Claim: what a run left is read from its newest whole checkpoint, whatever became of best."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["sound"], run)
+    checkpoints.listed(run, "best")[0].write_bytes(b"gone")
+    assert health.diagnose(run)[1:] == health.diagnose(runs["sound"])[1:]  # but for its age
 
 
 def test_what_is_seen_are_the_runs_own_numbers(runs):
