@@ -2,8 +2,7 @@
 
 `lean` folds voxels into channels and works at a quarter of the resolution; `monai` is the
 AutoencoderKL that latent-diffusion readers know; `morph` warps a sharp euploid template. Unless
-`departure` is off, all see the departure from the training people's mean, and
-all but `morph` draw it.
+`departure` is off, all see the departure from the training people's mean; all but `morph` draw it.
 """
 
 from abc import ABC, abstractmethod
