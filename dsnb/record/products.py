@@ -31,7 +31,7 @@ MADE_BY = {
     "runs/features": "03_vae (dsnb train vae)",
     "runs/vae": "03_vae (dsnb train vae)",
     "latents": "04_latents (dsnb encode)",
-    "deformation": "05_anomaly (dsnb register)",
+    "deformation": "05_anomaly (dsnb map)",
     "maps": "05_anomaly (dsnb map)",
     "runs/diffusion": "07_diffusion (dsnb train diffusion)",
     "synthetic": "07_diffusion (dsnb sample)",
