@@ -134,8 +134,9 @@ def read_speed(data: str) -> dict:
 def ablation_table() -> pd.DataFrame:
     """Return each variant's measures: mean over seeds, folds averaged first, and SD over seeds.
 
-    Rows are (data, variant), the phantom's first. Memory is the calculated one of a volume at
-    `small`: the peak of a process holds earlier runs, too.
+    Rows are (data, variant), the phantom's first. A seed counts once it has every fold of its
+    cohort: people differ more than seeds do. Memory is the calculated one of a volume at `small`:
+    the peak of a process holds earlier runs, too.
     """
     known = record.ledger_rows(ablations.LEDGER, preset=PRESET)
     cohorts = sorted({row["data"] for row in known}, key=lambda name: (name != "phantom", name))
@@ -143,6 +144,8 @@ def ablation_table() -> pd.DataFrame:
         return pd.DataFrame()
     parts = [read_rows(ablations.LEDGER, ablations.CODE, cohort)[0] for cohort in cohorts]
     rows = pd.concat(parts, ignore_index=True)
+    folds = rows.groupby(["data", "variant", "seed"])["fold"].transform("nunique")
+    rows = rows[folds == rows.groupby("data")["fold"].transform("nunique")].reset_index(drop=True)
     bands = [
         {f"residual_db_to_{band['to']:g}": band["residual_db"] for band in bands}
         for bands in rows["spectrum"]
