@@ -88,12 +88,19 @@ class Normative:
         sd = np.maximum(sd, max(SD_FLOOR * float(np.median(sd)), np.finfo(np.float32).tiny))
         return cls(coefficients, sd, np.linalg.pinv(design.T @ design), int(freedom))
 
-    def z(self, maps: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-        """Return predictive z (N, V): residual / (SD sqrt(1 + leverage)), float32."""
+    def spread(self, covariates: np.ndarray) -> np.ndarray:
+        """Return the predictive SD (N, V) of new people: SD sqrt(1 + leverage), float32."""
         design = _design(covariates)
         leverage = np.einsum("nk,kl,nl->n", design, self.inverse, design)
-        residual = maps - design.astype(np.float32) @ self.coefficients
-        return residual / (self.sd * np.sqrt(1 + leverage)[:, None].astype(np.float32))
+        return self.sd * np.sqrt(1 + leverage)[:, None].astype(np.float32)
+
+    def residual(self, maps: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+        """Return maps (N, V) less what their covariates predict."""
+        return maps - _design(covariates).astype(np.float32) @ self.coefficients
+
+    def z(self, maps: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+        """Return predictive z (N, V): residual / predictive SD, float32."""
+        return self.residual(maps, covariates) / self.spread(covariates)
 
 
 @dataclass(frozen=True)

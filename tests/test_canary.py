@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from dsnb import bids, dataset, fidelity, latents, record, rivals, vae
-from dsnb.anomaly import maps
-from dsnb.anomaly.people import PRIMARY, Source
+from dsnb.anomaly import tuning
+from dsnb.anomaly.people import Source
 from dsnb.config import Maps, replace
 from dsnb.diffusion.flow import FlowTask
 from dsnb.fidelity.realism import fit_features
@@ -89,12 +89,13 @@ def fit_template(root: Path) -> list:
 def fit_norms(root: Path) -> list:
     """Fit spread, choices and calibration of every norm of the anomaly maps."""
     source = Source(root, STUDY)
-    fitted, choices, _ = maps.fit_scorers(source)
-    arrays = [part for normative, _ in fitted.values() for part in vars(normative).values()]
-    normative, score = fitted[PRIMARY]
-    known = score(source.people(source.rows("euploid", "calibration")))
-    arrays += vars(Calibration.fit(known, normative.freedom, STUDY.maps.q)).values()
-    return [*arrays, [list(choice.values())[1:] for choice in choices]]
+    fitted = tuning.fit_all(source)[0].values()
+    arrays = [part for norm in fitted for part in vars(norm.normative).values()]
+    known = source.people(source.rows("euploid", "calibration"))
+    for norm in fitted:
+        calibration = Calibration.fit(norm.z(known), norm.normative.freedom, STUDY.maps.q)
+        arrays += vars(calibration).values()
+    return [*arrays, [list(norm.choice.values())[1:] for norm in fitted]]
 
 
 def fit_component_norm(root: Path) -> list:

@@ -1,117 +1,51 @@
 """Departures from the norm as z, p and q maps of every test person, and how good they are.
 
-Smoothing and components of every candidate are chosen on validation euploids with generic changes
-(`norms.generic_change`); the disease field is seen by nobody before the test people are scored.
+The norm whose maps are written is a setting; every candidate is judged beside it.
 """
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from dsnb import bids, record, rivals
-from dsnb.anomaly import metrics
-from dsnb.anomaly.people import (
-    CANDIDATES,
-    PRIMARY,
-    Candidate,
-    People,
-    Source,
-    departures,
-    fit_norms,
-    in_own_grid,
-)
+from dsnb.anomaly import groups, metrics, regions
+from dsnb.anomaly.people import PRIMARY, People, Source, region_weights
+from dsnb.anomaly.tuning import FittedNorm, fit_all
 from dsnb.config import Study
-from dsnb.norms import Calibration, Normative, smooth
-from dsnb.space import REGIONS, SPACE, region_masks
+from dsnb.norms import Calibration
+from dsnb.space import SPACE
 
 CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anomaly")
 PARENTS = ("prepared", "runs/vae", "latents", "deformation")
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
-THINNED = 4  # every fourth voxel suffices to choose settings
 Z_LIMIT = 32.0  # what the stored z can hold
 
 
-def tune(
-    candidate: Candidate, scale: People, planted: People, truth: np.ndarray, norm, source: Source
-) -> list[dict]:
-    """Return the mean lift over generic changes for every choice of components and smoothing.
-
-    `truth` is the planted |log-Jacobian| (N, V) in the planted people's own grid.
-    """
-    settings, trials = source.study.maps, []
-    changed = truth > settings.truth_change
-    for count in settings.nuisance if candidate.free else (0,):
-        maps = [departures(candidate, who, count, norm, source.decode) for who in (scale, planted)]
-        for fwhm_mm in settings.smoothing_mm:
-            near, far = (smooth(values, source.brain, fwhm_mm, source.grid) for values in maps)
-            z = Normative.fit(near, scale.covariates).z(far, planted.covariates)
-            z = in_own_grid(candidate, np.abs(z), planted, source.brain)
-            lift = metrics.average_precision(z[:, ::THINNED], changed[:, ::THINNED])[2].mean()
-            trials.append({"norm": candidate.name, "components": count, "fwhm_mm": fwhm_mm,
-                           "lift": lift})  # fmt: skip
-    return trials
-
-
-def scorer(
-    candidate: Candidate, scale: People, norm, choice: dict, source: Source
-) -> tuple[Normative, Callable]:
-    """Return a candidate's Normative and the function People -> z (N, V) at its chosen settings."""
-
-    def depart(people: People) -> np.ndarray:
-        maps = departures(candidate, people, choice["components"], norm, source.decode)
-        return smooth(maps, source.brain, choice["fwhm_mm"], source.grid)
-
-    normative = Normative.fit(depart(scale), scale.covariates)
-    return normative, lambda people: normative.z(depart(people), people.covariates)
-
-
-def fit_scorers(source: Source) -> tuple[dict, list[dict], list[dict]]:
-    """Tune and fit every candidate: {name: (Normative, scorer)}, the choices, and all trials."""
-    models = fit_norms(
-        source.people(source.rows("euploid", "fit"), decoded=False), max(source.study.maps.nuisance)
-    )
-    scale = source.people(source.rows("euploid", "scale"))
-    planted, truth = source.planted(source.rows("euploid", "validation"))
-    fitted, choices, trials = {}, [], []
-    for number, candidate in enumerate(CANDIDATES, start=1):
-        norm = models[candidate.features]
-        found = tune(candidate, scale, planted, truth, norm, source)
-        choices.append(max(found, key=lambda trial: trial["lift"]))
-        trials += found
-        fitted[candidate.name] = scorer(candidate, scale, norm, choices[-1], source)
-        record.progress("norms", number, len(CANDIDATES))
-    return fitted, choices, trials
-
-
-def against_truth(source: Source, fitted: dict) -> tuple[dict, dict]:
+def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People, truth) -> tuple:
     """Score every candidate, the nulls and the ceiling on test DS: headline and tables.
 
-    The null is the SD map of the primary's norm, with no subject in it. The ceiling uses DS
-    labels: the mean image z of the DS `generator-fit` people.
+    The nulls are SD maps of norms, with no subject in them. The ceiling uses DS labels: the mean
+    image z of the DS `generator-fit` people. `truth` is signed, (N, V), in people's own grids.
     """
-    rows = source.rows("DS", "test")
-    people = source.people(rows, moved=True)
-    truth = np.abs(source.truth_of(rows))
-    scores = {
-        candidate.name: in_own_grid(
-            candidate, np.abs(fitted[candidate.name][1](people)), people, source.brain
-        )
-        for candidate in CANDIDATES
-    }
+    truth = np.abs(truth)
+    euploids = source.people(source.rows("euploid", "test"))
+    beside = np.resize(np.arange(len(euploids.covariates)), len(truth))
+    scores, healthy = {}, {}
+    for name, norm in fitted.items():
+        scores[name] = np.abs(norm.in_own_grid(norm.z(people), people.points))
+        healthy[name] = np.abs(norm.in_own_grid(norm.z(euploids)[beside], people.points))
     for name, of in (("sd_map", PRIMARY), ("sd_map_tbm", "tbm")):
-        scores[name] = np.broadcast_to(fitted[of][0].sd, truth.shape)
+        scores[name] = np.broadcast_to(fitted[of].normative.sd, truth.shape)
     labelled = source.rows("DS", "generator-fit")
     if len(labelled):
-        mean = np.abs(fitted["image"][1](source.people(labelled, decoded=False)).mean(0))
+        mean = np.abs(fitted["image"].z(source.people(labelled, decoded=False)).mean(0))
         scores["ceiling"] = np.broadcast_to(mean, truth.shape)
-    headline, table = metrics.compare(scores, truth, source.study.maps)
+    headline, table = metrics.compare(scores, healthy, truth, source.study.maps)
     return headline, {"norms": table}
 
 
@@ -120,99 +54,130 @@ def _path(folder: Path, name: str, desc: str, source: Source) -> Path:
     return folder / name / ("anat" if name.startswith("sub-") else "") / stem
 
 
-def write_map(folder: Path, name: str, desc: str, values: np.ndarray, source: Source, note: dict):
-    """Write brain values (V,) as a statistical map with its sidecar; z in steps of 0.001."""
+def write_map(
+    folder: Path, name: str, desc: str, values: np.ndarray, source: Source, text: str,
+    outside: float = 0, step: float | None = None,
+) -> None:  # fmt: skip
+    """Write brain values (V,) as a statistical map with its sidecar, unless it is there."""
     path = _path(folder, name, desc, source)
     if path.is_file() and bids.sidecar_of(path).is_file():
         return
-    volume = np.full(source.brain.shape, note.pop("Outside"), np.float32)
+    volume = np.full(source.brain.shape, outside, np.float32)
     volume[source.brain] = np.clip(values, -Z_LIMIT, Z_LIMIT)
-    step = 1e-3 if desc.startswith(("z", "mean")) else None
-    bids.save_volume(path, volume, source.grid, {**note, "Norm": PRIMARY}, step)
+    note = {"Description": text, "Norm": source.study.maps.norm}
+    bids.save_volume(path, volume, source.grid, note, step)
 
 
-def write_people(folder: Path, source: Source, rows: np.ndarray, z, calibration) -> tuple:
-    """Write z, p and q of every person of `rows`; return p and q (N, V)."""
+def write_people(
+    folder: Path, norm: FittedNorm, rows: np.ndarray, people: People, calibration: Calibration
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Write z, p, q and uncertainty of every person of `rows`; return z, p and q (N, V)."""
+    source, z = norm.source, norm.z(people)
     p, q = calibration.p(z), calibration.q(z)
-    notes = {
-        "z": (z, 0, "departure / predictive SD, positive = brighter than the norm"),
-        "p": (p, 1, f"two-sided, Student t, {calibration.freedom} degrees, calibrated coverage"),
-        "q": (q, 1, f"Benjamini-Hochberg, |z| / {calibration.family:.3f} (conformal) before"),
+    spread = norm.normative.spread(people.covariates)
+    unit = "log local volume" if norm.candidate.of_volume else "intensity"
+    sign = "larger" if norm.candidate.of_volume else "brighter"
+    notes = {  # values, outside of the brain, step on disk, text
+        "z": (z, 0, 1e-3, f"departure / predictive SD, positive = {sign} than the norm"),
+        "p": (p, 1, None, f"two-sided, Student t, {calibration.freedom} degrees, calibrated"),
+        "q": (q, 1, None, f"Benjamini-Hochberg, |z| / {calibration.family:.3f} (conformal) before"),
+        "uncertainty": (spread, 0, None, f"predictive SD of a euploid's departure, {unit}"),
     }
     for number, row in enumerate(rows):
         name = source.table["participant_id"].iloc[row]
-        for desc, (values, outside, text) in notes.items():
-            note = {"Description": text, "Outside": outside}
-            write_map(folder, name, desc, values[number], source, note)
+        for desc, (values, outside, step, text) in notes.items():
+            write_map(folder, name, desc, values[number], source, text, outside, step)
         record.progress("maps", number + 1, len(rows))
-    return p, q
+    return z, p, q
 
 
-def region_table(source: Source, rows: np.ndarray, z: np.ndarray, healthy: np.ndarray):
-    """Return mean z and its centile among `healthy` z (M, V) for people (N, V) and regions."""
-    masks = region_masks(source.grid)[:, source.brain]
-    weights = (masks / np.maximum(masks.sum(1, keepdims=True), 1e-6)).T
-    means, known = z @ weights, np.sort(healthy @ weights, axis=0)
-    centiles = [
-        100 * (np.searchsorted(known[:, k], means[:, k]) + 0.5) / (len(known) + 1)
-        for k in range(len(REGIONS))
-    ]
-    long = source.table.iloc[rows][["participant_id", "group", "kind"]]
-    long = long.loc[long.index.repeat(len(REGIONS))].reset_index(drop=True)
-    return long.assign(
-        region=np.tile(REGIONS, len(rows)),
-        z=means.ravel().round(4),
-        centile=np.stack(centiles, 1).ravel().round(1),
+def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
+    """Write the maps of every contrast between people that has enough of them; return its sizes."""
+    source, settings, table = norm.source, norm.source.study.maps, []
+    rows = np.r_[source.rows("euploid", "test"), source.rows("DS")]
+    everybody = source.table.iloc[rows].reset_index(drop=True)
+    maps = norm.departures(source.people(rows, decoded=norm.candidate.deep))
+    for number, (name, tested) in enumerate(groups.choose(everybody).items(), start=1):
+        row = {"contrast": name, "people": len(tested), "in_group": groups.in_group(tested)}
+        if reason := groups.too_few(tested):
+            table.append(row | {"note": reason})
+            continue
+        some = tested.index.to_numpy()
+        found = groups.contrast(
+            maps[some], tested.to_numpy(float), everybody.iloc[some], settings.permutations,
+            settings.seed,
+        )  # fmt: skip
+        for desc, text in groups.WRITTEN.items():
+            outside = 1 if desc in ("q", "pfamily") else 0
+            write_map(folder, f"group-{name}", desc, found[desc], source, text, outside)
+        shares = {f"{desc}_share": float((found[desc] < settings.q).mean())
+                  for desc in ("q", "pfamily")}  # fmt: skip
+        strongest = float(found["effect"][np.argmax(np.abs(found["effect"]))])
+        table.append(row | shares | {"strongest": strongest, "note": ""})
+        record.progress("groups", number, 4)
+    return table
+
+
+def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, residual, q) -> tuple:
+    """Judge the maps of DS test people against the truth: headline and tables."""
+    source, tables = norm.source, {}
+    rows = source.rows("DS", "test")
+    truth = source.truth_of(rows)
+    note = f"mean true log volume change of {len(rows)} test people with DS"
+    write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
+    own = norm.in_own_grid(q, people.points)
+    headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
+    tables["regions"] = metrics.region_effects(
+        residual, truth, region_weights(source.regions), norm.candidate.of_volume
     )
-
-
-def write_group(folder: Path, source: Source, z: np.ndarray, truth: np.ndarray) -> list[dict]:
-    """Write the DS group's mean z and mean truth; return their sizes per region."""
-    for desc, values in (("meanz", z), ("meantruth", truth)):
-        note = {"Description": f"mean over {len(z)} test people with DS", "Outside": 0}
-        write_map(folder, "group-DS", desc, values.mean(0), source, note)
-    return metrics.region_effects(z, truth, region_masks(source.grid)[:, source.brain])
+    pairs = np.array([(row["departure"], row["truth"]) for row in tables["regions"]])
+    rank = stats.spearmanr(*pairs.T).statistic
+    headline["effect_rank_correlation"] = float(rank) if np.isfinite(rank) else None
+    found = against_truth(source, fitted, people, truth)
+    return headline | found[0], tables | found[1]
 
 
 def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     """Fit, write and judge the maps: headline, tables, seconds."""
     settings, started = source.study.maps, time.perf_counter()
-    fitted, choices, trials = fit_scorers(source)
-    tuned = time.perf_counter()
+    fitted, trials = fit_all(source)
+    norm, tuned = fitted[settings.norm], time.perf_counter()
+    of_volume, deep = norm.candidate.of_volume, norm.candidate.deep
     headline, tables = dict.fromkeys(record.HEADLINE["05_anomaly"].split()), {"reasons": {}}
-    normative, score = fitted[PRIMARY]
-    known = score(source.people(source.rows("euploid", "calibration")))
-    calibration = Calibration.fit(known, normative.freedom, settings.q)
+    rows = source.rows("euploid", "calibration")
+    known = norm.z(source.people(rows, decoded=deep))
+    calibration = Calibration.fit(known, norm.normative.freedom, settings.q)
+    ruler = regions.Ruler.fit(known, source.regions, source.table.iloc[rows])
     sets = {
         "euploid test": source.rows("euploid", "test"),
         "sham": source.rows("euploid", "sham", kind="sham"),
         "DS test": source.rows("DS", "test"),
     }
-    regions, error = [], []
+    measured, error = [], []
     for name, rows in sets.items():
         if not len(rows):
             continue
-        z = score(source.people(rows))
-        p, q = write_people(folder, source, rows, z, calibration)
+        judged, table = name == "DS test", source.table.iloc[rows]
+        people = source.people(rows, decoded=deep or judged, moved=judged)
+        z, p, q = write_people(folder, norm, rows, people, calibration)
+        spread = norm.normative.spread(people.covariates)
         error.append({"people_of": name, **metrics.flagged(q, settings.q)})
-        regions.append(region_table(source, rows, z, known))
+        measured.append(ruler.measure(z, z * spread, table, of_volume))
         if name == "euploid test":
-            tables["coverage"] = metrics.coverage(p, source.table.iloc[rows])
+            tables["coverage"] = metrics.coverage(p, table)
+            predicted = spread * np.float32(calibration.coverage)
+            tables["reliability"] = metrics.reliability(predicted, z * spread, settings)
             headline["euploids_flagged"] = error[-1]["share"]
             headline["coverage_error_points"] = abs(100 * float((p >= 0.05).mean()) - 95)
         elif name == "sham":
             headline["sham_flagged"] = error[-1]["share"]
         elif len(rows) >= NEEDED_DS:
-            truth = source.truth_of(rows)
-            headline |= metrics.error_against_truth(q, truth, settings, tables)
-            tables["regions"] = write_group(folder, source, z, truth)
-            pairs = pd.DataFrame(tables["regions"])
-            rank = stats.spearmanr(pairs["z"], pairs["truth"]).statistic
-            headline["effect_rank_correlation"] = float(rank) if np.isfinite(rank) else None
-            found = against_truth(source, fitted)
+            found = judge_ds(folder, norm, fitted, people, z * spread, q)
             headline, tables = headline | found[0], tables | found[1]
-    bids.write_table(folder / "regions.tsv", pd.concat(regions, ignore_index=True))
-    tables |= {"flagged": error, "chosen": choices, "trials": trials}
+    regions.write(folder, measured, of_volume)
+    tables |= {"flagged": error, "trials": trials, "groups": write_groups(folder, norm)}
+    tables["chosen"] = [norm.choice for norm in fitted.values()]
+    tables["region_error"] = regions.flagged(measured)
     tables["calibration"] = {**asdict(calibration), "people": len(known)}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}
     return headline, tables, seconds

@@ -11,6 +11,7 @@ from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.space import REGIONS
 
+TENTHS = 10
 UNCHANGED = 0.01  # |log-Jacobian| below which a discovery is false
 
 
@@ -65,50 +66,100 @@ def coverage(p: np.ndarray, table: pd.DataFrame) -> list[dict]:
     return [{"people": name, "number": len(v), "coverage": float(v.mean())} for name, v in rows]
 
 
-def compare(scores: dict, truth: np.ndarray, settings: Maps) -> tuple[dict, list[dict]]:
+def reliability(spread: np.ndarray, residual: np.ndarray, settings: Maps) -> list[dict]:
+    """Return predicted beside observed SD of unseen euploids, voxels in tenths by predicted SD.
+
+    `spread` and `residual` are (N, V), in the unit of the norm; intervals are over people.
+    """
+    size = np.sqrt((spread**2).mean(0))
+    tenths, rows = np.array_split(np.argsort(size), TENTHS), []
+    for tenth in tenths:
+        squares = (residual[:, tenth] ** 2).mean(1)
+        low, high = bootstrap(
+            squares[None], lambda found: np.sqrt(found.mean()), settings.bootstraps, settings.seed
+        )
+        predicted = np.sqrt((size[tenth] ** 2).mean())
+        rows.append({"predicted": predicted, "observed": np.sqrt(squares.mean()),
+                     "low": low, "high": high})  # fmt: skip
+    return rows
+
+
+def _mean(name: str, values: np.ndarray, settings: Maps) -> dict:
+    """Return the mean over people (N,) and its interval as columns."""
+    low, high = bootstrap(values[None], np.mean, settings.bootstraps, settings.seed)
+    return {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+
+
+def compare(
+    scores: dict, healthy: dict, truth: np.ndarray, settings: Maps
+) -> tuple[dict, list[dict]]:
     """Judge candidates' |z| (N, V) against |truth| (N, V): headline values and table `norms`.
 
-    The best rival is the plain candidate with the largest lift on these very people, which
-    favours the rivals.
+    `healthy` holds maps of euploids, laid over the same truths: what they score says where brains
+    vary and where the disease lies, not whom it hit. Gain is lift above that; a map without a
+    subject, absent from `healthy`, gains nothing. The best rival is the plain candidate with the
+    largest lift (or gain) on these very people, which favours the rivals.
     """
     changed = truth > settings.truth_change
     found = {name: average_precision(values, changed) for name, values in scores.items()}
-    deep = {candidate.name for candidate in CANDIDATES if candidate.deep}
-    table = []
-    for name, values in found.items():
-        low, high = bootstrap(values[:1], np.mean, settings.bootstraps, settings.seed)
-        bounds = bootstrap(values[2:], np.mean, settings.bootstraps, settings.seed)
-        table.append({
-            "norm": name, "deep": name in deep, "primary": name == PRIMARY,
-            "auprc": values[0].mean(), "low": low, "high": high, "lift": values[2].mean(),
-            "lift_low": bounds[0], "lift_high": bounds[1], "people": values.shape[1],
-        })  # fmt: skip
+    others = {name: average_precision(values, changed)[2] for name, values in healthy.items()}
+    gains = {name: own[2] - others.get(name, own[2]) for name, own in found.items()}
+    deep, table = {candidate.name for candidate in CANDIDATES if candidate.deep}, []
+    for name, (precision, _, lift) in found.items():
+        table.append(
+            {"norm": name, "deep": name in deep, "primary": name == PRIMARY}
+            | _mean("auprc", precision, settings) | _mean("lift", lift, settings)
+            | _mean("gain", gains[name], settings) | {"people": len(lift)}
+        )  # fmt: skip
     plain = [c.name for c in CANDIDATES if not c.deep]
     best = max(plain, key=lambda name: found[name][2].mean())
-    lifts = np.stack([found[PRIMARY][2], found[best][2]])
+    best_gain = max(plain, key=lambda name: gains[name].mean())
+    own, rival = found[PRIMARY], found[best]
     headline = {
-        "lift": lifts[0].mean(), "lift_best_rival": lifts[1].mean(), "best_rival": best,
-        "lift_ratio_ci": None, "auprc": found[PRIMARY][0].mean(),
-        "auprc_best_rival": found[best][0].mean(), "auprc_null": found["sd_map"][0].mean(),
-        "prevalence": found[PRIMARY][1].mean(),
+        "lift": own[2].mean(), "lift_best_rival": rival[2].mean(), "best_rival": best,
+        "lift_ratio_ci": _ratio_interval(own[2], rival[2], settings), "auprc": own[0].mean(),
+        "auprc_best_rival": rival[0].mean(), "auprc_null": found["sd_map"][0].mean(),
+        "prevalence": own[1].mean(), "gain": gains[PRIMARY].mean(),
+        "gain_best_rival": gains[best_gain].mean(), "best_rival_gain": best_gain,
+        "gain_ratio_ci": _ratio_interval(gains[PRIMARY], gains[best_gain], settings),
     }  # fmt: skip
-    draws = bootstrap(lifts[1:], np.mean, settings.bootstraps, settings.seed)
-    if draws[0] > 0:
-        headline["lift_ratio_ci"] = bootstrap(
-            lifts, lambda pair: pair[0].mean() / pair[1].mean(), settings.bootstraps, settings.seed
-        )
     return headline, table
 
 
-def region_effects(z: np.ndarray, signed_truth: np.ndarray, masks: np.ndarray) -> list[dict]:
-    """Return per region the group's mean |mean z| and |mean truth| over its voxels.
+def _ratio_interval(one: np.ndarray, other: np.ndarray, settings: Maps) -> list[float] | None:
+    """Return the interval of a ratio of means over the same people (N,), if `other` is above 0."""
+    draws = settings.bootstraps, settings.seed
+    if bootstrap(other[None], np.mean, *draws)[0] <= 0:
+        return None
+    return bootstrap(np.stack([one, other]), lambda pair: pair[0].mean() / pair[1].mean(), *draws)
 
-    `z` and `signed_truth` are (N, V) in people's grids, `masks` (R, V). Magnitudes, since the
-    sign of an intensity departure is not the sign of a volume change.
+
+def tell(headline: dict) -> list[str]:
+    """Put the primary deep norm against its best plain rival into a sentence for lift and gain."""
+    said = []
+    for value, key in (("lift", "best_rival"), ("gain", "best_rival_gain")):
+        low, high = headline[f"{value}_ratio_ci"] or (0, np.inf)
+        rival = f"the best plain rival, `{headline[key]}`"
+        verdict = f"neither `{PRIMARY}` nor {rival} is shown to be better"
+        if high < 1:
+            verdict = f"{rival} beats `{PRIMARY}`"
+        elif low > 1:
+            verdict = f"`{PRIMARY}` beats {rival}"
+        said.append(f"By {value}, {verdict}: the ratio lies in {low:.2f} to {high:.2f} (95 %).")
+    return said
+
+
+def region_effects(
+    values: np.ndarray, truth: np.ndarray, weights: np.ndarray, signed: bool
+) -> list[dict]:
+    """Return per region the group's mean departure beside its mean true log volume change.
+
+    `values` and `truth` are (N, V), `weights` (R, V). Unless `signed`, magnitudes of the group's
+    mean: the sign of an intensity departure is not the sign of a volume change.
     """
-    weights = masks / np.maximum(masks.sum(1, keepdims=True), 1e-6)
-    seen, true = (weights @ np.abs(values.mean(0)) for values in (z, signed_truth))
-    return [{"region": r, "z": a, "truth": b} for r, a, b in zip(REGIONS, seen, true)]
+    means = (part.mean(0) for part in (values, truth))
+    seen, true = (weights @ (mean if signed else np.abs(mean)) for mean in means)
+    return [{"region": r, "departure": a, "truth": b} for r, a, b in zip(REGIONS, seen, true)]
 
 
 def error_against_truth(q: np.ndarray, truth: np.ndarray, settings: Maps, tables: dict) -> dict:

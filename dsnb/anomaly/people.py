@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from sklearn.mixture import GaussianMixture
 
 from dsnb import dataset, latents, rivals, vae
 from dsnb.config import Study
 from dsnb.norms import ComponentNorm, generic_change
-from dsnb.space import covariates, load_template
+from dsnb.space import covariates, load_template, region_masks
+
+TISSUES = np.array([[0.2], [0.55], [0.85]])  # CSF, grey and white matter on the anchored scale
+GREY = 1  # the place of grey matter among means in rising order
+MIXED = 8  # every eighth voxel suffices for three means
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,13 @@ class Candidate:
     free: bool
     deep: bool
 
+    @property
+    def of_volume(self) -> bool:
+        """Say whether the map holds log local volume, which lies on the template's grid."""
+        return self.against in ("log_jacobian", "regional")
 
-PRIMARY = "latent"  # fixed before any test person was scored; all others are secondary
+
+PRIMARY = "latent"  # the deep one, fixed before any test person was scored; others are secondary
 CANDIDATES = (
     Candidate("latent", "latents", "decoded", True, True),
     Candidate("restoration", "latents", "volumes", True, True),
@@ -37,15 +48,19 @@ CANDIDATES = (
     Candidate("pca", "volumes", "volumes", True, False),
     Candidate("tbm", "log_jacobian", "log_jacobian", False, False),
     Candidate("tbm_pca", "log_jacobian", "log_jacobian", True, False),
+    Candidate("regions", "regional", "regional", False, False),
+    Candidate("vbm", "grey", "grey", False, False),
 )
+BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
 
 
 @dataclass(frozen=True)
 class People:
     """What a norm may read of N people: brain voxels (N, V), latents (N, L), covariates (N, K).
 
-    `points` (N, 3, V) says where in the template each voxel of the person's brain lies, in
-    voxels; None where nobody asks for TBM maps in the person's own grid.
+    `regions` (R, V) are the template's soft region masks. `points` (N, 3, V) says where in the
+    template each voxel of the person's brain lies, in voxels; None where nobody asks for maps of
+    volume in the person's own grid.
     """
 
     covariates: np.ndarray
@@ -53,16 +68,43 @@ class People:
     latents: np.ndarray
     decoded: np.ndarray
     log_jacobian: np.ndarray
+    regions: np.ndarray
     points: np.ndarray | None = None
     expected: dict = field(default_factory=dict)
 
+    @cached_property
+    def regional(self) -> np.ndarray:
+        """Return each region's mean log-Jacobian painted into its voxels, (N, V); 0 in no region.
 
-def fit_norms(people: People, count: int) -> dict[str, ComponentNorm]:
-    """Fit one norm per kind of feature on the fit people, with at most `count` components."""
-    kinds = sorted({candidate.features for candidate in CANDIDATES})
-    return {
-        kind: ComponentNorm.fit(getattr(people, kind), people.covariates, count) for kind in kinds
-    }
+        Voxels of two regions get their mean by membership.
+        """
+        means = self.log_jacobian @ region_weights(self.regions).T
+        return means @ (self.regions / np.maximum(self.regions.sum(0), 1))
+
+    @cached_property
+    def grey(self) -> np.ndarray:
+        """Return the density of grey matter, (N, V)."""
+        return grey_matter(self.volumes)
+
+
+def grey_matter(volumes: np.ndarray) -> np.ndarray:
+    """Return the probability (N, V) that a brain voxel is grey matter (Ashburner and Friston 2000).
+
+    Three Gaussians are fitted to each person's intensities (N, V), so that a site's contrast is
+    taken up by the person's own means.
+    """
+    found = np.empty(volumes.shape, np.float32)
+    for row, values in enumerate(volumes):
+        mixture = GaussianMixture(len(TISSUES), means_init=TISSUES, reg_covar=1e-4, random_state=0)
+        mixture.fit(values[::MIXED, None])
+        grey = np.argsort(mixture.means_[:, 0])[GREY]
+        found[row] = mixture.predict_proba(values[:, None])[:, grey]
+    return found
+
+
+def region_weights(masks: np.ndarray) -> np.ndarray:
+    """Return the weights (R, V) that make region means of soft masks (R, V)."""
+    return masks / np.maximum(masks.sum(1, keepdims=True), 1e-6)
 
 
 def departures(
@@ -81,15 +123,18 @@ def departures(
 
 
 def in_own_grid(
-    candidate: Candidate, maps: np.ndarray, people: People, brain: np.ndarray
+    candidate: Candidate, maps: np.ndarray, points: np.ndarray | None, brain: np.ndarray
 ) -> np.ndarray:
-    """Return maps (N, V) in each person's own grid, where the truth is; only TBM has to move."""
-    if candidate.against != "log_jacobian":
+    """Return maps (N, V) where the truth is: in the grid of the people whose `points` are given.
+
+    Maps of volume lie on the template's grid and have to move; the others are there already.
+    """
+    if not candidate.of_volume:
         return maps
     moved, volume = np.empty_like(maps), np.zeros(brain.shape, np.float32)
-    for row, (values, points) in enumerate(zip(maps, people.points)):
+    for row, (values, places) in enumerate(zip(maps, points)):
         volume[brain] = values
-        moved[row] = ndimage.map_coordinates(volume, points, order=1, mode="nearest")
+        moved[row] = ndimage.map_coordinates(volume, places, order=1, mode="nearest")
     return moved
 
 
@@ -105,6 +150,7 @@ class Source:
         self.order = pd.Index(encoded["participant_id"]).get_indexer(self.table["participant_id"])
         self.latents, self.model = mean, vae.load(root)
         self.truth_table, self.truth = dataset.load_truth(root)
+        self.regions = region_masks(study.grid)[:, self.brain]
 
     def rows(self, group: str, *splits: str, kind=dataset.OWN_PEOPLE) -> np.ndarray:
         """Return row numbers of a group in some splits."""
@@ -161,4 +207,6 @@ class Source:
     def _people(self, table, volumes, z, log_jacobian, points, decoded=True) -> People:
         inside = (slice(None), self.brain)
         own = self.decode(z if decoded else z[:0])
-        return People(covariates(table), volumes[inside], z, own, log_jacobian[inside], points)
+        return People(
+            covariates(table), volumes[inside], z, own, log_jacobian[inside], self.regions, points
+        )

@@ -1,0 +1,93 @@
+"""A person's regions: how far each departs, its centile among euploids, and a conformal bound."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dsnb import bids
+from dsnb.anomaly.people import region_weights
+from dsnb.space import REGIONS
+
+LEVEL = 0.95
+FEWEST = 19  # the smallest cell whose largest value bounds 95 % of new people
+COLUMNS = {
+    "region": "region of the template, soft-edged", "departure": "mean departure from the norm, {}",
+    "z": "mean z of the region's voxels", "centile": "of that z among calibration euploids",
+    "bound": "|z| that 95 % of new euploids of this sex stay within (split conformal); n/a where "
+             "fewer than 19 calibration euploids share the sex",
+    "outside": "whether |z| exceeds the bound",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What the region z of calibration euploids (M, R) say of a new person, sex by sex.
+
+    `weights` (R, V) make region means. A bound is the split conformal one (Vovk et al. 2005;
+    Mondrian by sex): the k-th smallest |z|, k = ceil(0.95 (n + 1)), is exceeded by at most 5 % of
+    exchangeable people, for any distribution.
+    """
+
+    weights: np.ndarray
+    known: np.ndarray
+    bounds: dict[str, np.ndarray]
+
+    @classmethod
+    def fit(cls, z: np.ndarray, masks: np.ndarray, table: pd.DataFrame) -> "Ruler":
+        """Measure z (M, V) of calibration people in soft masks (R, V).
+
+        A sex with fewer than 19 of them has no bound (NaN).
+        """
+        weights, sexes = region_weights(masks), table["sex"].to_numpy(str)
+        known = z @ weights.T
+        bounds = {sex: bound(np.abs(known[sexes == sex])) for sex in ("F", "M")}
+        return cls(weights, np.sort(known, axis=0), bounds)
+
+    def measure(
+        self, z: np.ndarray, residual: np.ndarray, table: pd.DataFrame, of_volume: bool
+    ) -> pd.DataFrame:
+        """Return one row a person and region, columns as in COLUMNS, from z and residual (N, V)."""
+        z, mean = z @ self.weights.T, residual @ self.weights.T
+        mean = 100 * np.expm1(mean) if of_volume else mean
+        below = [np.searchsorted(known, values) for known, values in zip(self.known.T, z.T)]
+        centiles = 100 * (np.stack(below, 1) + 0.5) / (len(self.known) + 1)
+        bounds = np.stack([self.bounds[sex] for sex in table["sex"].to_numpy(str)])
+        outside = np.where(np.isnan(bounds), None, np.abs(z) > bounds)
+        long = table[["participant_id", "group", "kind"]]
+        long = long.loc[long.index.repeat(len(REGIONS))].reset_index(drop=True)
+        return long.assign(
+            region=np.tile(REGIONS, len(z)), departure=mean.ravel().round(4), z=z.ravel().round(4),
+            centile=centiles.ravel().round(1), bound=bounds.ravel().round(4),
+            outside=outside.ravel(),
+        )  # fmt: skip
+
+
+def bound(sizes: np.ndarray) -> np.ndarray:
+    """Return the conformal bound (R,) of calibration sizes (M, R), NaN below 19 people."""
+    if len(sizes) < FEWEST:
+        return np.full(sizes.shape[1], np.nan)
+    return np.sort(sizes, axis=0)[int(np.ceil(LEVEL * (len(sizes) + 1))) - 1]
+
+
+def flagged(measured: list[pd.DataFrame]) -> list[dict]:
+    """Return for each set of people the share of person-region cells outside of their bound."""
+    rows = []
+    for table in measured:
+        known = table.dropna(subset="bound")
+        first = table.iloc[0]
+        rows.append({
+            "people_of": f"{first['group']} {first['kind']}", "cells": len(known),
+            "outside_share": float(known["outside"].astype(float).mean()) if len(known) else None,
+            "refused": len(table) - len(known),
+        })  # fmt: skip
+    return rows
+
+
+def write(folder: Path, measured: list[pd.DataFrame], of_volume: bool) -> None:
+    """Write regions.tsv and what its columns hold."""
+    unit = "% of local volume" if of_volume else "intensity (white matter near 0.85)"
+    bids.write_table(folder / "regions.tsv", pd.concat(measured, ignore_index=True))
+    columns = {name: text.format(unit) for name, text in COLUMNS.items()}
+    bids.write_dictionary(folder / "regions.json", columns)

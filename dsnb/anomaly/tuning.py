@@ -1,0 +1,89 @@
+"""Every candidate's norm, tuned alike: components and smoothing chosen on generic changes.
+
+Generic changes (`norms.generic_change`) are planted on validation euploids; the disease is seen by
+nobody before the test people are scored.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsnb import record
+from dsnb.anomaly import metrics
+from dsnb.anomaly.people import CANDIDATES, Candidate, People, Source, departures, in_own_grid
+from dsnb.norms import ComponentNorm, Normative, smooth
+
+THINNED = 4  # every fourth voxel suffices to choose settings
+
+
+@dataclass(frozen=True)
+class FittedNorm:
+    """A candidate at its chosen settings: what it expects, and how far euploids depart from it."""
+
+    candidate: Candidate
+    model: ComponentNorm
+    choice: dict
+    source: Source
+    normative: Normative | None = None
+
+    def departures(self, people: People) -> np.ndarray:
+        """Return smoothed departures (N, V) in the candidate's own unit."""
+        count, source = self.choice["components"], self.source
+        maps = departures(self.candidate, people, count, self.model, source.decode)
+        return smooth(maps, source.brain, self.choice["fwhm_mm"], source.grid)
+
+    def z(self, people: People) -> np.ndarray:
+        """Return predictive z (N, V)."""
+        return self.normative.z(self.departures(people), people.covariates)
+
+    def in_own_grid(self, maps: np.ndarray, points: np.ndarray | None) -> np.ndarray:
+        """Return maps (N, V) where the truth is; `points` as in `People`."""
+        return in_own_grid(self.candidate, maps, points, self.source.brain)
+
+
+def tune(
+    candidate: Candidate, scale: People, planted: People, truth: np.ndarray, model, source: Source
+) -> list[dict]:
+    """Return the mean lift over generic changes for every choice of components and smoothing.
+
+    `truth` is the planted |log-Jacobian| (N, V) in the planted people's own grid.
+    """
+    settings, trials = source.study.maps, []
+    changed = truth > settings.truth_change
+    for count in settings.nuisance if candidate.free else (0,):
+        maps = [departures(candidate, who, count, model, source.decode) for who in (scale, planted)]
+        for fwhm_mm in settings.smoothing_mm:
+            near, far = (smooth(values, source.brain, fwhm_mm, source.grid) for values in maps)
+            z = Normative.fit(near, scale.covariates).z(far, planted.covariates)
+            z = in_own_grid(candidate, np.abs(z), planted.points, source.brain)
+            lift = metrics.average_precision(z[:, ::THINNED], changed[:, ::THINNED])[2].mean()
+            trials.append({"norm": candidate.name, "components": count, "fwhm_mm": fwhm_mm,
+                           "lift": lift})  # fmt: skip
+    return trials
+
+
+def fit(candidate: Candidate, model: ComponentNorm, choice: dict, scale: People, source: Source):
+    """Return a candidate's FittedNorm, standardised on the scale people."""
+    norm = FittedNorm(candidate, model, choice, source)
+    normative = Normative.fit(norm.departures(scale), scale.covariates)
+    return FittedNorm(candidate, model, choice, source, normative)
+
+
+def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
+    """Tune and fit every candidate: {name: FittedNorm}, and all trials."""
+    most = max(source.study.maps.nuisance)
+    people = source.people(source.rows("euploid", "fit"), decoded=False)
+    scale = source.people(source.rows("euploid", "scale"))
+    planted, truth = source.planted(source.rows("euploid", "validation"))
+    models, fitted, trials = {}, {}, []
+    for number, candidate in enumerate(CANDIDATES, start=1):
+        if candidate.features not in models:
+            features = getattr(people, candidate.features)
+            models[candidate.features] = ComponentNorm.fit(features, people.covariates, most)
+        model = models[candidate.features]
+        found = tune(candidate, scale, planted, truth, model, source)
+        choice = max(found, key=lambda trial: trial["lift"])
+        fitted[candidate.name] = fit(candidate, model, choice, scale, source)
+        trials += found
+        record.progress("norms", number, len(CANDIDATES))
+    return fitted, trials
