@@ -228,7 +228,8 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     assert "`tbm` beats `latent`" in said[1]
     assert "0.20 to 0.90" in said[1]
     unknown = metrics.tell(headline | {"lift_ratio_ci": None, "gain_ratio_ci": [0.8, 1.2]})
-    assert all("neither `latent` nor" in sentence for sentence in unknown)
+    assert "`pca`, is not shown to be above 0" in unknown[0]
+    assert "neither `latent` nor" in unknown[1]
 
 
 def test_knowing_where_brains_vary_is_no_gain():
@@ -257,6 +258,8 @@ def test_maps_of_volume_move_into_the_persons_grid():
     for name in ("tbm", "tbm_pca", "regions"):
         moved = in_own_grid(BY_NAME[name], maps_of, points[None].astype(np.float32), BRAIN)
         assert np.median((moved - maps_of)[0][inner]) == pytest.approx(2, abs=0.01)
+        nothing = in_own_grid(BY_NAME[name], np.ones((1, BRAIN.sum())), points[None], BRAIN, 1)
+        assert (nothing == 1).all()  # no q falls at the rim
     for name in ("image", "pca", "vbm", "latent", "restoration"):
         assert in_own_grid(BY_NAME[name], maps_of, None, BRAIN) is maps_of
 

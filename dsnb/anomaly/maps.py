@@ -125,7 +125,7 @@ def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, resid
     truth = source.truth_of(rows)
     note = f"mean true log volume change of {len(rows)} test people with DS"
     write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
-    own = norm.in_own_grid(q, people.points)
+    own = norm.in_own_grid(q, people.points, outside=1)
     headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
     tables["regions"] = metrics.region_effects(
         residual, truth, region_weights(source.regions), norm.candidate.of_volume
@@ -209,6 +209,8 @@ def map_departures(root: Path, study: Study) -> None:
     for key, value in headline.items():
         if value is None:
             absent = "no sham people" if key == "sham_flagged" else "too few test people with DS"
+            if key.endswith("ratio_ci") and headline["lift"] is not None:
+                absent = "the best rival is not shown to be above 0"
             reasons.setdefault(key, reason or absent)
     measured = {"headline": headline, "tables": tables, "timing": seconds}
     record.write_json(product.folder / "metrics.json", measured)

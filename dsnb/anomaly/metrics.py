@@ -138,8 +138,11 @@ def tell(headline: dict) -> list[str]:
     """Put the primary deep norm against its best plain rival into a sentence for lift and gain."""
     said = []
     for value, key in (("lift", "best_rival"), ("gain", "best_rival_gain")):
-        low, high = headline[f"{value}_ratio_ci"] or (0, np.inf)
-        rival = f"the best plain rival, `{headline[key]}`"
+        rival, interval = f"the best plain rival, `{headline[key]}`", headline[f"{value}_ratio_ci"]
+        if interval is None:
+            said.append(f"By {value}, {rival}, is not shown to be above 0; no ratio is given.")
+            continue
+        low, high = interval
         verdict = f"neither `{PRIMARY}` nor {rival} is shown to be better"
         if high < 1:
             verdict = f"{rival} beats `{PRIMARY}`"

@@ -123,15 +123,17 @@ def departures(
 
 
 def in_own_grid(
-    candidate: Candidate, maps: np.ndarray, points: np.ndarray | None, brain: np.ndarray
-) -> np.ndarray:
+    candidate: Candidate, maps: np.ndarray, points: np.ndarray | None, brain: np.ndarray,
+    outside: float = 0,
+) -> np.ndarray:  # fmt: skip
     """Return maps (N, V) where the truth is: in the grid of the people whose `points` are given.
 
     Maps of volume lie on the template's grid and have to move; the others are there already.
+    `outside` is what a map says beyond the brain, which the rim is mixed with: 0 for z, 1 for q.
     """
     if not candidate.of_volume:
         return maps
-    moved, volume = np.empty_like(maps), np.zeros(brain.shape, np.float32)
+    moved, volume = np.empty_like(maps), np.full(brain.shape, outside, np.float32)
     for row, (values, places) in enumerate(zip(maps, points)):
         volume[brain] = values
         moved[row] = ndimage.map_coordinates(volume, places, order=1, mode="nearest")

@@ -36,9 +36,11 @@ class FittedNorm:
         """Return predictive z (N, V)."""
         return self.normative.z(self.departures(people), people.covariates)
 
-    def in_own_grid(self, maps: np.ndarray, points: np.ndarray | None) -> np.ndarray:
+    def in_own_grid(
+        self, maps: np.ndarray, points: np.ndarray | None, outside: float = 0
+    ) -> np.ndarray:
         """Return maps (N, V) where the truth is; `points` as in `People`."""
-        return in_own_grid(self.candidate, maps, points, self.source.brain)
+        return in_own_grid(self.candidate, maps, points, self.source.brain, outside)
 
 
 def tune(
