@@ -73,7 +73,7 @@ class Vae:
 
 @dataclass(frozen=True)
 class Maps:
-    """Anomaly maps: the norm on the latents, its rivals and the error rates."""
+    """Anomaly maps: the norms, their tuning and the error rates."""
 
     nuisance: tuple[int, ...] = (0, 20, 80, 160)  # nuisance components, chosen on validation
     smoothing_mm: tuple[float, ...] = (0.0, 6.0, 12.0, 18.0)  # Gaussian FWHM, chosen likewise

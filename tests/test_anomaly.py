@@ -34,8 +34,8 @@ MASKS = region_masks(GRID)[:, BRAIN]
 PEOPLE = {
     ("euploid", "recorded", "fit"): 24, ("euploid", "recorded", "validation"): 2,
     ("euploid", "recorded", "scale"): 16, ("euploid", "recorded", "calibration"): 19,
-    ("euploid", "recorded", "test"): 8, ("euploid", "sham", "sham"): 3,
-    ("DS", "recorded", "generator-fit"): 3, ("DS", "recorded", "test"): 4,
+    ("euploid", "recorded", "test"): 12, ("euploid", "sham", "sham"): 3,
+    ("DS", "recorded", "generator-fit"): 8, ("DS", "recorded", "test"): 4,
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def source() -> Source:
     found.template = load_template(GRID).t1w
     noise = rng.standard_normal((len(table), 10, 12, 10)).repeat(4, 1).repeat(4, 2).repeat(4, 3)
     volumes = found.template + 0.05 * noise + 0.02 * rng.standard_normal(noise.shape)
-    found.truth = np.zeros((7, *GRID.shape), np.float32)
+    found.truth = np.zeros((12, *GRID.shape), np.float32)
     found.truth[:, 12:20, 12:28, 12:20] = 0.3
     found.truth_table = table[table["group"] == "DS"][["participant_id"]].reset_index(drop=True)
     volumes[table["group"] == "DS"] += found.truth
@@ -106,14 +106,16 @@ def test_the_planted_change_lights_up_end_to_end(norm, source, tmp_path):
     )
     assert headline["auprc"] > headline["auprc_null"] + 0.5
     assert headline["power_at_q05"] > 0.5
-    assert headline["fdp_at_q05"] < 0.2
+    assert headline["fdp_at_q05"] < (0.2 if norm == "latent" else 0.35)  # a rim is one voxel off
     assert headline["euploids_flagged"] < 0.4
     assert headline["coverage_error_points"] < 2
     assert headline["best_rival"] in {c.name for c in CANDIDATES if not c.deep}
     assert {row["norm"] for row in tables["norms"]} >= {c.name for c in CANDIDATES} | {"sd_map"}
     gains = {row["norm"]: row["gain"] for row in tables["norms"]}
-    assert gains[norm] > 0.6 and gains["sd_map"] == gains["sd_map_tbm"] == 0
-    assert [row["people"] for row in tables["flagged"]] == [8, 3, 4]
+    personal = {row["norm"]: row["personal"] for row in tables["norms"]}
+    assert gains[norm] > 0.6 and abs(personal[norm]) < 0.1  # the change is everybody's
+    assert headline["norm"] == norm and headline["lift_best_null"] < 0.2
+    assert [row["people"] for row in tables["flagged"]] == [12, 3, 4]
     json.dumps(record.plain({"headline": headline, "tables": tables}), allow_nan=False)
     ds = source.table["participant_id"][source.rows("DS", "test")[0]]
 
@@ -128,10 +130,16 @@ def test_the_planted_change_lights_up_end_to_end(norm, source, tmp_path):
     assert (q[inside] < 0.05).mean() > 10 * (q[BRAIN & ~inside] < 0.05).mean()
     assert (read("uncertainty")[BRAIN] > 0).all() and np.median(read("z")[inside]) > 1
     found = bids.read_table(tmp_path / "regions.tsv")
-    assert len(found) == len(REGIONS) * 15
-    assert [row["note"] for row in tables["groups"]][
-        0
-    ] == "7 people in the smallest group, 10 needed"
+    assert len(found) == len(REGIONS) * 19
+    notes = {row["contrast"]: row["note"] for row in tables["groups"]}
+    assert notes["cognition"] == "0 unrelated people with a score, 10 needed" and not notes["DS"]
+    stem = "group-DS_space-MNI152NLin2009aSym_res-4mm_desc-{}_statmap.nii.gz"
+    effect, pfwe = (
+        bids.load_volume(tmp_path / "group-DS" / stem.format(desc))[0]
+        for desc in ("effect", "pfwe")
+    )
+    assert np.median(effect[inside]) > 2 and (pfwe[inside] < 0.05).mean() > 0.5
+    assert (pfwe[BRAIN & ~inside] < 0.05).mean() < 0.05
     if norm == "tbm":  # in the unit of the truth
         effects = pd.DataFrame(tables["regions"])
         assert np.polyfit(effects["truth"], effects["departure"], 1)[0] == pytest.approx(
@@ -206,17 +214,19 @@ def test_flagged_has_the_exact_interval():
     assert (found["low"], found["high"]) == pytest.approx((0.0104, 0.1392), abs=1e-4)
 
 
+def judged(scores: dict, truth: np.ndarray) -> dict:
+    """Return the precision of every map (N, V)."""
+    return {name: metrics.average_precision(maps, truth > 0.1) for name, maps in scores.items()}
+
+
 def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     """Falls: the claim of the primary against the best plain rival."""
     rng = np.random.default_rng(3)
     truth = (rng.random((12, 3000)) < 0.2) * 0.3
-
-    def score(strength: float) -> np.ndarray:
-        return truth * strength + rng.random(truth.shape)
-
-    strengths = {c.name: 0.2 for c in CANDIDATES} | {"latent": 3.0, "pca": 1.5, "sd_map": 0}
-    scores = {name: score(strength) for name, strength in strengths.items()}
-    headline, table = metrics.compare(scores, {}, truth, STUDY.maps)
+    strengths = {c.name: 0.2 for c in CANDIDATES} | dict.fromkeys(metrics.NULLS, 0)
+    strengths |= {"latent": 3.0, "pca": 1.5}
+    scores = {name: truth * size + rng.random(truth.shape) for name, size in strengths.items()}
+    headline, table = metrics.compare(judged(scores, truth), {}, STUDY.maps)
     assert headline["best_rival"] == "pca"
     ratio = headline["lift"] / headline["lift_best_rival"]
     low, high = headline["lift_ratio_ci"]
@@ -224,29 +234,34 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     assert high - low < 0.6 * ratio
     assert [row["norm"] for row in table if row["primary"]] == ["latent"]
     said = metrics.tell(headline | {"gain_ratio_ci": [0.2, 0.9], "best_rival_gain": "tbm"})
-    assert said[0].startswith("By lift, `latent` beats the best plain rival, `pca`: the ratio lies")
-    assert "`tbm` beats `latent`" in said[1]
-    assert "0.20 to 0.90" in said[1]
+    assert said[1].startswith("By lift, `latent` beats the best plain rival, `pca`: the ratio lies")
+    assert "`tbm` beats `latent`" in said[2]
+    assert "0.20 to 0.90" in said[2]
     unknown = metrics.tell(headline | {"lift_ratio_ci": None, "gain_ratio_ci": [0.8, 1.2]})
-    assert "`pca`, is not shown to be above 0" in unknown[0]
-    assert "neither `latent` nor" in unknown[1]
+    assert "`pca`, is not shown to be above 0" in unknown[1]
+    assert "neither `latent` nor" in unknown[2]
 
 
-def test_knowing_where_brains_vary_is_no_gain():
-    """Falls: the claim that gain counts what a map says of this person, not of all people."""
+def test_knowing_where_a_disease_strikes_is_no_gain():
+    """Falls: the claim that gain tells a patient from a euploid, whatever lights in everybody."""
     rng = np.random.default_rng(4)
     truth = np.tile((rng.random(3000) < 0.2) * 0.3, (12, 1))
-    strengths = {c.name: 0.0 for c in CANDIDATES} | {"latent": 0.0, "tbm": 1.0, "sd_map": 0.0}
-    noise = {name: rng.random(truth.shape) for name in strengths}
-    scores = {name: noise[name] + strength * truth for name, strength in strengths.items()}
-    healthy = {name: rng.random(truth.shape) for name in strengths if name != "sd_map"}
-    scores["latent"] = scores["latent"] + 5 * truth  # lights these places in everybody
-    healthy["latent"] = healthy["latent"] + 5 * truth
-    headline, table = metrics.compare(scores, healthy, truth, STUDY.maps)
+    names = [*(c.name for c in CANDIDATES), *metrics.NULLS]
+    scores, others = ({name: rng.random(truth.shape) for name in names} for _ in range(2))
+    for maps_of in (scores, others):
+        maps_of["latent"] = maps_of["latent"] + 5 * truth
+    scores["tbm"] = scores["tbm"] + truth
+    lifts = {
+        name: {"gain": found[2], "personal": found[2]}
+        for name, found in judged(others, truth).items()
+        if name not in metrics.NULLS
+    }
+    headline, table = metrics.compare(judged(scores, truth), lifts, STUDY.maps)
     rows = {row["norm"]: row for row in table}
     assert rows["latent"]["lift"] > 0.95 and abs(rows["latent"]["gain"]) < 0.02
     assert rows["tbm"]["gain"] == pytest.approx(rows["tbm"]["lift"], abs=0.03)
-    assert (headline["best_rival_gain"], rows["sd_map"]["gain"]) == ("tbm", 0)
+    assert rows["tbm"]["gain_low"] > 0.02 and headline["best_rival_gain"] == "tbm"
+    assert abs(headline["lift_best_null"]) < 0.02
 
 
 def test_maps_of_volume_move_into_the_persons_grid():
@@ -274,7 +289,7 @@ def test_region_volumes_are_painted_where_the_region_is():
     alone = (MASKS[place] > 0.95) & (np.delete(MASKS, place, 0).max(0) < 0.01)
     assert painted[:, alone].mean() == pytest.approx(-0.4, abs=0.03)
     assert painted[:, alone].std(1).max() < 0.01
-    assert np.abs(painted[:, MASKS.max(0) == 0]).sum() == 0
+    assert np.abs(painted[:, MASKS.sum(0) < 0.01]).max() < 0.01  # nearly outside of every region
 
 
 def test_grey_matter_is_found_under_any_contrast():
@@ -285,8 +300,10 @@ def test_grey_matter_is_found_under_any_contrast():
     for levels in ((0.15, 0.5, 0.85), (0.3, 0.65, 0.87)):
         tissues = np.stack([template.csf, template.gm, template.wm])[:, BRAIN]
         volume = levels @ tissues + 0.02 * rng.standard_normal(BRAIN.sum())
+        volume[sure[0]] *= rng.random(sure[0].sum()) < 0.5  # half of the fluid stripped away
         grey = grey_matter(volume[None].astype(np.float32))[0]
-        assert grey[sure[1]].mean() > 0.9 and grey[sure[0] | sure[2]].mean() < 0.1
+        assert grey[sure[1]].mean() > 0.6 and grey[sure[0] | sure[2]].mean() < 0.15
+        assert np.corrcoef(grey, tissues[1])[0, 1] > 0.7  # partial volume at 4 mm
 
 
 def test_the_conformal_bound_holds_and_small_cells_are_refused():

@@ -12,11 +12,13 @@ from scipy import stats
 from dsnb.space import STAGES, covariates
 
 FEWEST = 10  # people on either side of a contrast, or with a score
+GROUPS = ("DS", *STAGES[1:])  # contrasts of two groups; the others test a score
+SHARES = ("q", "pfwe")
 WRITTEN = {
     "effect": "Hedges' g of the groups, or the partial correlation with a score; age and sex held",
     "low": "lower end of the effect's 95 % interval", "high": "upper end of the interval",
     "q": "Benjamini-Hochberg over voxels, two-sided",
-    "pfamily": "two-sided p corrected by the largest |t| under permutation (Freedman and Lane)",
+    "pfwe": "two-sided p corrected by the largest |t| under permutation (Freedman and Lane)",
 }  # fmt: skip
 
 
@@ -42,44 +44,46 @@ def choose(table: pd.DataFrame) -> dict[str, pd.Series]:
     return found | {"cognition": people["cognition"].dropna()}
 
 
-def _is_group(tested: np.ndarray) -> bool:
-    return set(tested) <= {0.0, 1.0}
-
-
-def in_group(tested: pd.Series) -> int | None:
-    """Return how many people are in the tested group; None where a score is tested."""
-    return int(tested.sum()) if _is_group(tested) else None
-
-
-def too_few(tested: pd.Series) -> str | None:
-    """Return why these people are too few for a contrast, or None."""
-    sides = [tested.sum(), (1 - tested).sum()] if _is_group(tested) else [len(tested)]
-    least = int(min(sides))
-    return f"{least} people in the smallest group, {FEWEST} needed" if least < FEWEST else None
+def too_few(name: str, tested: pd.Series) -> str:
+    """Return why these people are too few for a contrast, or nothing."""
+    if name in GROUPS:
+        least = int(min(tested.sum(), (1 - tested).sum()))
+        told = f"{least} unrelated people in the smallest group, {FEWEST} needed"
+        return told if least < FEWEST else ""
+    if len(tested) < FEWEST:
+        return f"{len(tested)} unrelated people with a score, {FEWEST} needed"
+    return "everybody has the same score" if tested.nunique() < 2 else ""
 
 
 def contrast(
-    maps: np.ndarray, tested: np.ndarray, table: pd.DataFrame, permutations: int, seed: int
-) -> dict[str, np.ndarray]:
+    name: str, maps: np.ndarray, tested: np.ndarray, table: pd.DataFrame, permutations: int,
+    seed: int,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Compare the maps (N, V) of people by `tested` (N,), age and sex held; arrays (V,) by name.
 
     `effect` is Hedges' g of the groups (Hedges 1981), or the partial correlation with a score;
-    `low` and `high` its 95 % interval; `q` is Benjamini-Hochberg's over voxels, `pfamily` the
+    `low` and `high` its 95 % interval; `q` is Benjamini-Hochberg's over voxels, `pfwe` the
     corrected p of the largest |t|.
     """
     confounds = covariates(table)
+    confounds = confounds[:, np.ptp(confounds, axis=0) > 0]  # nilearn takes one for the intercept
     found = permuted_ols(
-        tested, maps, confounds, n_perm=permutations, random_state=seed, output_type="dict"
+        tested,
+        maps,
+        confounds if confounds.size else None,
+        n_perm=permutations,
+        random_state=seed,
+        output_type="dict",
     )
-    t, design = found["t"][0], np.column_stack([np.ones(len(maps)), confounds])
+    t, design = np.nan_to_num(found["t"][0]), np.column_stack([np.ones(len(maps)), confounds])
     freedom = len(maps) - np.linalg.matrix_rank(design) - 1
-    size = _groups_differ if _is_group(tested) else _correlate
+    size = _groups_differ if name in GROUPS else _correlate
     own = tested - design @ np.linalg.lstsq(design, tested, rcond=None)[0]
     effect, low, high = size(t, freedom, 1 / (own @ own))
     p = 2 * stats.t.sf(np.abs(t), freedom)
     return {
         "effect": effect, "low": low, "high": high, "p": p,
-        "q": stats.false_discovery_control(p), "pfamily": 10 ** -found["logp_max_t"][0],
+        "q": stats.false_discovery_control(p), "pfwe": 10 ** -found["logp_max_t"][0],
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from dsnb import bids, record, rivals
 from dsnb.anomaly import groups, metrics, regions
-from dsnb.anomaly.people import PRIMARY, People, Source, region_weights
+from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source, region_weights
 from dsnb.anomaly.tuning import FittedNorm, fit_all
 from dsnb.config import Study
 from dsnb.norms import Calibration
@@ -23,29 +23,43 @@ CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anom
 PARENTS = ("prepared", "runs/vae", "latents", "deformation")
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
+SWAPPED = 3  # others' maps laid over each person's truth
 Z_LIMIT = 32.0  # what the stored z can hold
 
 
 def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People, truth) -> tuple:
-    """Score every candidate, the nulls and the ceiling on test DS: headline and tables.
+    """Score every candidate, the nulls and the labelled map on test DS: headline and tables.
 
-    The nulls are SD maps of norms, with no subject in them. The ceiling uses DS labels: the mean
-    image z of the DS `generator-fit` people. `truth` is signed, (N, V), in people's own grids.
+    The nulls are SD maps of norms. `labelled` is the mean image z of DS `generator-fit` people,
+    known by their labels. `truth` is signed, (N, V), in people's own grids.
     """
-    truth = np.abs(truth)
+    changed = np.abs(truth) > source.study.maps.truth_change
     euploids = source.people(source.rows("euploid", "test"))
-    beside = np.resize(np.arange(len(euploids.covariates)), len(truth))
-    scores, healthy = {}, {}
-    for name, norm in fitted.items():
-        scores[name] = np.abs(norm.in_own_grid(norm.z(people), people.points))
-        healthy[name] = np.abs(norm.in_own_grid(norm.z(euploids)[beside], people.points))
-    for name, of in (("sd_map", PRIMARY), ("sd_map_tbm", "tbm")):
-        scores[name] = np.broadcast_to(fitted[of].normative.sd, truth.shape)
+    found, swapped = {}, {}
+
+    def precision(norm: FittedNorm, maps: np.ndarray) -> np.ndarray:
+        moved = norm.in_own_grid(maps, people.points)
+        return metrics.average_precision(np.abs(moved), changed)
+
+    def lift(norm: FittedNorm, maps: np.ndarray) -> np.ndarray:
+        """Return the mean lift (N,) of others' maps over these people's truths."""
+        places, turns = np.arange(len(truth)), range(1, min(SWAPPED, len(maps) - 1) + 1)
+        swaps = (maps[(places + turn) % len(maps)] for turn in turns)
+        return np.mean([precision(norm, swap)[2] for swap in swaps], axis=0)
+
+    for number, (name, norm) in enumerate(fitted.items(), start=1):
+        own, healthy = norm.z(people), norm.z(euploids)
+        found[name] = precision(norm, own)
+        swapped[name] = {"gain": lift(norm, healthy), "personal": lift(norm, own)}
+        record.progress("judge", number, len(fitted))
+    for name, of in zip(metrics.NULLS, (PRIMARY, "tbm")):
+        sd = np.broadcast_to(fitted[of].normative.sd, truth.shape)
+        found[name] = precision(fitted[of], sd)
     labelled = source.rows("DS", "generator-fit")
     if len(labelled):
-        mean = np.abs(fitted["image"].z(source.people(labelled, decoded=False)).mean(0))
-        scores["ceiling"] = np.broadcast_to(mean, truth.shape)
-    headline, table = metrics.compare(scores, healthy, truth, source.study.maps)
+        mean = fitted["image"].z(source.people(labelled, decoded=False)).mean(0)
+        found["labelled"] = precision(fitted["image"], np.broadcast_to(mean, truth.shape))
+    headline, table = metrics.compare(found, swapped, source.study.maps)
     return headline, {"norms": table}
 
 
@@ -64,7 +78,9 @@ def write_map(
         return
     volume = np.full(source.brain.shape, outside, np.float32)
     volume[source.brain] = np.clip(values, -Z_LIMIT, Z_LIMIT)
-    note = {"Description": text, "Norm": source.study.maps.norm}
+    norm = BY_NAME[source.study.maps.norm]
+    grid = "template" if norm.of_volume else "person, aligned by an affine"
+    note = {"Description": text, "Norm": norm.name, "Anatomy": grid}
     bids.save_volume(path, volume, source.grid, note, step)
 
 
@@ -97,24 +113,25 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     rows = np.r_[source.rows("euploid", "test"), source.rows("DS")]
     everybody = source.table.iloc[rows].reset_index(drop=True)
     maps = norm.departures(source.people(rows, decoded=norm.candidate.deep))
-    for number, (name, tested) in enumerate(groups.choose(everybody).items(), start=1):
-        row = {"contrast": name, "people": len(tested), "in_group": groups.in_group(tested)}
-        if reason := groups.too_few(tested):
-            table.append(row | {"note": reason})
-            continue
-        some = tested.index.to_numpy()
-        found = groups.contrast(
-            maps[some], tested.to_numpy(float), everybody.iloc[some], settings.permutations,
-            settings.seed,
-        )  # fmt: skip
-        for desc, text in groups.WRITTEN.items():
-            outside = 1 if desc in ("q", "pfamily") else 0
-            write_map(folder, f"group-{name}", desc, found[desc], source, text, outside)
-        shares = {f"{desc}_share": float((found[desc] < settings.q).mean())
-                  for desc in ("q", "pfamily")}  # fmt: skip
-        strongest = float(found["effect"][np.argmax(np.abs(found["effect"]))])
-        table.append(row | shares | {"strongest": strongest, "note": ""})
-        record.progress("groups", number, 4)
+    contrasts = groups.choose(everybody)
+    for number, (name, tested) in enumerate(contrasts.items(), start=1):
+        row = {"contrast": name, "people": len(tested), "note": groups.too_few(name, tested)}
+        if name in groups.GROUPS:
+            row["in_group"] = int(tested.sum())
+        if not row["note"]:
+            some = tested.index.to_numpy()
+            found = groups.contrast(
+                name, maps[some], tested.to_numpy(float), everybody.iloc[some],
+                settings.permutations, settings.seed,
+            )  # fmt: skip
+            for desc, text in groups.WRITTEN.items():
+                outside = 1 if desc in groups.SHARES else 0
+                write_map(folder, f"group-{name}", desc, found[desc], source, text, outside)
+            for desc in groups.SHARES:
+                row[f"{desc}_share"] = float((found[desc] < settings.q).mean())
+            row["strongest"] = float(found["effect"][np.argmax(np.abs(found["effect"]))])
+        table.append(row)
+        record.progress("groups", number, len(contrasts))
     return table
 
 
@@ -125,11 +142,11 @@ def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, resid
     truth = source.truth_of(rows)
     note = f"mean true log volume change of {len(rows)} test people with DS"
     write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
-    own = norm.in_own_grid(q, people.points, outside=1)
+    own = norm.in_own_grid(q, people.points, outside=1, order=0)
     headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
-    tables["regions"] = metrics.region_effects(
-        residual, truth, region_weights(source.regions), norm.candidate.of_volume
-    )
+    moved = norm.in_own_grid(residual, people.points)
+    weights, of_volume = region_weights(source.regions), norm.candidate.of_volume
+    tables["regions"] = metrics.region_effects(moved, truth, weights, of_volume)
     pairs = np.array([(row["departure"], row["truth"]) for row in tables["regions"]])
     rank = stats.spearmanr(*pairs.T).statistic
     headline["effect_rank_correlation"] = float(rank) if np.isfinite(rank) else None
@@ -165,8 +182,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         measured.append(ruler.measure(z, z * spread, table, of_volume))
         if name == "euploid test":
             tables["coverage"] = metrics.coverage(p, table)
-            predicted = spread * np.float32(calibration.coverage)
-            tables["reliability"] = metrics.reliability(predicted, z * spread, settings)
+            tables["reliability"] = metrics.reliability(spread, z * spread, settings)
             headline["euploids_flagged"] = error[-1]["share"]
             headline["coverage_error_points"] = abs(100 * float((p >= 0.05).mean()) - 95)
         elif name == "sham":
@@ -176,7 +192,8 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
             headline, tables = headline | found[0], tables | found[1]
     regions.write(folder, measured, of_volume)
     tables |= {"flagged": error, "trials": trials, "groups": write_groups(folder, norm)}
-    tables["chosen"] = [norm.choice for norm in fitted.values()]
+    tables["chosen"] = [one.choice for one in fitted.values()]
+    headline["norm"] = norm.candidate.name
     tables["region_error"] = regions.flagged(measured)
     tables["calibration"] = {**asdict(calibration), "people": len(known)}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}

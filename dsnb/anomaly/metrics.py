@@ -12,6 +12,8 @@ from dsnb.config import Maps
 from dsnb.space import REGIONS
 
 TENTHS = 10
+SWAPS = ("gain", "personal")  # above euploids' maps; above other patients' maps
+NULLS = ("sd_map", "sd_map_tbm")  # maps without a subject
 UNCHANGED = 0.01  # |log-Jacobian| below which a discovery is false
 
 
@@ -90,27 +92,27 @@ def _mean(name: str, values: np.ndarray, settings: Maps) -> dict:
     return {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
 
 
-def compare(
-    scores: dict, healthy: dict, truth: np.ndarray, settings: Maps
-) -> tuple[dict, list[dict]]:
-    """Judge candidates' |z| (N, V) against |truth| (N, V): headline values and table `norms`.
+def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, list[dict]]:
+    """Compare candidates, nulls and the labelled map: headline values and table `norms`.
 
-    `healthy` holds maps of euploids, laid over the same truths: what they score says where brains
-    vary and where the disease lies, not whom it hit. Gain is lift above that; a map without a
-    subject, absent from `healthy`, gains nothing. The best rival is the plain candidate with the
-    largest lift (or gain) on these very people, which favours the rivals.
+    `found` is {name: (3, N) of `average_precision`}; `swapped` {name: {"gain", "personal": lifts
+    (N,) of the maps of euploids and of other people with DS, laid over the same truths}}. Lift
+    above those says whether a map tells a patient from a euploid, and this patient from another.
+    A map without a subject, absent from `swapped`, does neither. The best rival is the plain
+    candidate with the largest lift (or gain) on these very people, which favours the rivals.
     """
-    changed = truth > settings.truth_change
-    found = {name: average_precision(values, changed) for name, values in scores.items()}
-    others = {name: average_precision(values, changed)[2] for name, values in healthy.items()}
-    gains = {name: own[2] - others.get(name, own[2]) for name, own in found.items()}
+    above = {
+        name: {kind: own[2] - swapped.get(name, {}).get(kind, own[2]) for kind in SWAPS}
+        for name, own in found.items()
+    }
     deep, table = {candidate.name for candidate in CANDIDATES if candidate.deep}, []
     for name, (precision, _, lift) in found.items():
-        table.append(
-            {"norm": name, "deep": name in deep, "primary": name == PRIMARY}
-            | _mean("auprc", precision, settings) | _mean("lift", lift, settings)
-            | _mean("gain", gains[name], settings) | {"people": len(lift)}
-        )  # fmt: skip
+        values = {"auprc": precision, "lift": lift} | above[name]
+        row = {"norm": name, "deep": name in deep, "primary": name == PRIMARY}
+        for column, of_people in values.items():
+            row |= _mean(column, of_people, settings)
+        table.append(row | {"people": len(lift)})
+    gains = {name: values["gain"] for name, values in above.items()}
     plain = [c.name for c in CANDIDATES if not c.deep]
     best = max(plain, key=lambda name: found[name][2].mean())
     best_gain = max(plain, key=lambda name: gains[name].mean())
@@ -122,6 +124,7 @@ def compare(
         "prevalence": own[1].mean(), "gain": gains[PRIMARY].mean(),
         "gain_best_rival": gains[best_gain].mean(), "best_rival_gain": best_gain,
         "gain_ratio_ci": _ratio_interval(gains[PRIMARY], gains[best_gain], settings),
+        "lift_best_null": max(found[name][2].mean() for name in NULLS),
     }  # fmt: skip
     return headline, table
 
@@ -135,8 +138,12 @@ def _ratio_interval(one: np.ndarray, other: np.ndarray, settings: Maps) -> list[
 
 
 def tell(headline: dict) -> list[str]:
-    """Put the primary deep norm against its best plain rival into a sentence for lift and gain."""
-    said = []
+    """Put the primary deep norm, its best plain rivals and the best null into sentences."""
+    best = max(headline["lift"], headline["lift_best_rival"])
+    said = [
+        f"The best map without a subject lifts by {headline['lift_best_null']:.3f}; `{PRIMARY}` "
+        f"and the best plain rival by at most {best:.3f}."
+    ]
     for value, key in (("lift", "best_rival"), ("gain", "best_rival_gain")):
         rival, interval = f"the best plain rival, `{headline[key]}`", headline[f"{value}_ratio_ci"]
         if interval is None:

@@ -91,14 +91,15 @@ def grey_matter(volumes: np.ndarray) -> np.ndarray:
     """Return the probability (N, V) that a brain voxel is grey matter (Ashburner and Friston 2000).
 
     Three Gaussians are fitted to each person's intensities (N, V), so that a site's contrast is
-    taken up by the person's own means.
+    taken up by the person's own means. What was stripped away (intensity near 0) is none.
     """
-    found = np.empty(volumes.shape, np.float32)
+    found = np.zeros(volumes.shape, np.float32)
     for row, values in enumerate(volumes):
+        tissue = values[values > rivals.HALO, None]
         mixture = GaussianMixture(len(TISSUES), means_init=TISSUES, reg_covar=1e-4, random_state=0)
-        mixture.fit(values[::MIXED, None])
+        mixture.fit(tissue[::MIXED])
         grey = np.argsort(mixture.means_[:, 0])[GREY]
-        found[row] = mixture.predict_proba(values[:, None])[:, grey]
+        found[row, values > rivals.HALO] = mixture.predict_proba(tissue)[:, grey]
     return found
 
 
@@ -124,19 +125,20 @@ def departures(
 
 def in_own_grid(
     candidate: Candidate, maps: np.ndarray, points: np.ndarray | None, brain: np.ndarray,
-    outside: float = 0,
+    outside: float = 0, order: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Return maps (N, V) where the truth is: in the grid of the people whose `points` are given.
 
     Maps of volume lie on the template's grid and have to move; the others are there already.
-    `outside` is what a map says beyond the brain, which the rim is mixed with: 0 for z, 1 for q.
+    `outside` is what a map says beyond the brain, which the rim is mixed with: 0 for z, 1 for q;
+    `order` 0 takes the nearest value, so that a q is one that was computed.
     """
     if not candidate.of_volume:
         return maps
     moved, volume = np.empty_like(maps), np.full(brain.shape, outside, np.float32)
     for row, (values, places) in enumerate(zip(maps, points)):
         volume[brain] = values
-        moved[row] = ndimage.map_coordinates(volume, places, order=1, mode="nearest")
+        moved[row] = ndimage.map_coordinates(volume, places, order=order, mode="nearest")
     return moved
 
 

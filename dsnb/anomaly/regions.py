@@ -15,8 +15,8 @@ FEWEST = 19  # the smallest cell whose largest value bounds 95 % of new people
 COLUMNS = {
     "region": "region of the template, soft-edged", "departure": "mean departure from the norm, {}",
     "z": "mean z of the region's voxels", "centile": "of that z among calibration euploids",
-    "bound": "|z| that 95 % of new euploids of this sex stay within (split conformal); n/a where "
-             "fewer than 19 calibration euploids share the sex",
+    "bound": "|z| that at most 5 % of new euploids of this sex exceed in this region (split "
+             "conformal); n/a where fewer than 19 calibration euploids share the sex",
     "outside": "whether |z| exceeds the bound",
 }  # fmt: skip
 
@@ -26,8 +26,9 @@ class Ruler:
     """What the region z of calibration euploids (M, R) say of a new person, sex by sex.
 
     `weights` (R, V) make region means. A bound is the split conformal one (Vovk et al. 2005;
-    Mondrian by sex): the k-th smallest |z|, k = ceil(0.95 (n + 1)), is exceeded by at most 5 % of
-    exchangeable people, for any distribution.
+    Mondrian by sex): the k-th smallest |z|, k = ceil(0.95 (n + 1)), is exceeded in one region by
+    at most 5 % of new exchangeable people, on average over calibration people, for any
+    distribution.
     """
 
     weights: np.ndarray

@@ -36,11 +36,9 @@ class FittedNorm:
         """Return predictive z (N, V)."""
         return self.normative.z(self.departures(people), people.covariates)
 
-    def in_own_grid(
-        self, maps: np.ndarray, points: np.ndarray | None, outside: float = 0
-    ) -> np.ndarray:
-        """Return maps (N, V) where the truth is; `points` as in `People`."""
-        return in_own_grid(self.candidate, maps, points, self.source.brain, outside)
+    def in_own_grid(self, maps: np.ndarray, points: np.ndarray | None, **how) -> np.ndarray:
+        """Return maps (N, V) where the truth is; `points` as in `People`, `how` as for maps."""
+        return in_own_grid(self.candidate, maps, points, self.source.brain, **how)
 
 
 def tune(
@@ -57,7 +55,7 @@ def tune(
         for fwhm_mm in settings.smoothing_mm:
             near, far = (smooth(values, source.brain, fwhm_mm, source.grid) for values in maps)
             z = Normative.fit(near, scale.covariates).z(far, planted.covariates)
-            z = in_own_grid(candidate, np.abs(z), planted.points, source.brain)
+            z = np.abs(in_own_grid(candidate, z, planted.points, source.brain))
             lift = metrics.average_precision(z[:, ::THINNED], changed[:, ::THINNED])[2].mean()
             trials.append({"norm": candidate.name, "components": count, "fwhm_mm": fwhm_mm,
                            "lift": lift})  # fmt: skip
@@ -73,7 +71,7 @@ def fit(candidate: Candidate, model: ComponentNorm, choice: dict, scale: People,
 
 def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     """Tune and fit every candidate: {name: FittedNorm}, and all trials."""
-    most = max(source.study.maps.nuisance)
+    free = {candidate.features for candidate in CANDIDATES if candidate.free}
     people = source.people(source.rows("euploid", "fit"), decoded=False)
     scale = source.people(source.rows("euploid", "scale"))
     planted, truth = source.planted(source.rows("euploid", "validation"))
@@ -81,6 +79,7 @@ def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     for number, candidate in enumerate(CANDIDATES, start=1):
         if candidate.features not in models:
             features = getattr(people, candidate.features)
+            most = max(source.study.maps.nuisance) if candidate.features in free else 0
             models[candidate.features] = ComponentNorm.fit(features, people.covariates, most)
         model = models[candidate.features]
         found = tune(candidate, scale, planted, truth, model, source)
