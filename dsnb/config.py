@@ -81,7 +81,8 @@ class Maps:
     norm: Literal["tbm", "tbm_pca", "regions", "vbm", "image", "pca", "latent", "restoration"] = (
         "tbm"
     )
-    permutations: int = 1000  # of people, behind the corrected p of group maps
+    group_smoothing_mm: float = 6.0  # FWHM of group maps: they need less than one person's [E]
+    permutations: int = 500  # of people, behind the corrected p of group maps
     q: float = 0.05  # false-discovery rate
     truth_change: float = 0.1  # |log-Jacobian| that counts as changed
     demons_iterations: int = 30  # of the TBM registration at half resolution; a third at full

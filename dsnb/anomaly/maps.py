@@ -14,7 +14,7 @@ from scipy import stats
 from dsnb import bids, record, rivals
 from dsnb.anomaly import groups, metrics, regions
 from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source, region_weights
-from dsnb.anomaly.tuning import FittedNorm, fit_all
+from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
 from dsnb.config import Study
 from dsnb.norms import Calibration
 from dsnb.space import SPACE
@@ -37,15 +37,15 @@ def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People,
     euploids = source.people(source.rows("euploid", "test"))
     found, swapped = {}, {}
 
-    def precision(norm: FittedNorm, maps: np.ndarray) -> np.ndarray:
+    def precision(norm: FittedNorm, maps: np.ndarray, step: int = 1) -> np.ndarray:
         moved = norm.in_own_grid(maps, people.points)
-        return metrics.average_precision(np.abs(moved), changed)
+        return metrics.average_precision(np.abs(moved)[:, ::step], changed[:, ::step])
 
     def lift(norm: FittedNorm, maps: np.ndarray) -> np.ndarray:
         """Return the mean lift (N,) of others' maps over these people's truths."""
         places, turns = np.arange(len(truth)), range(1, min(SWAPPED, len(maps) - 1) + 1)
         swaps = (maps[(places + turn) % len(maps)] for turn in turns)
-        return np.mean([precision(norm, swap)[2] for swap in swaps], axis=0)
+        return np.mean([precision(norm, swap, THINNED)[2] for swap in swaps], axis=0)
 
     for number, (name, norm) in enumerate(fitted.items(), start=1):
         own, healthy = norm.z(people), norm.z(euploids)
@@ -112,7 +112,8 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     source, settings, table = norm.source, norm.source.study.maps, []
     rows = np.r_[source.rows("euploid", "test"), source.rows("DS")]
     everybody = source.table.iloc[rows].reset_index(drop=True)
-    maps = norm.departures(source.people(rows, decoded=norm.candidate.deep))
+    people = source.people(rows, decoded=norm.candidate.deep)
+    maps = norm.departures(people, settings.group_smoothing_mm)
     contrasts = groups.choose(everybody)
     for number, (name, tested) in enumerate(contrasts.items(), start=1):
         row = {"contrast": name, "people": len(tested), "note": groups.too_few(name, tested)}
@@ -135,7 +136,7 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     return table
 
 
-def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, residual, q) -> tuple:
+def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, q) -> tuple:
     """Judge the maps of DS test people against the truth: headline and tables."""
     source, tables = norm.source, {}
     rows = source.rows("DS", "test")
@@ -144,7 +145,7 @@ def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, resid
     write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
     own = norm.in_own_grid(q, people.points, outside=1, order=0)
     headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
-    moved = norm.in_own_grid(residual, people.points)
+    moved = norm.in_own_grid(norm.departures(people, 0), people.points)
     weights, of_volume = region_weights(source.regions), norm.candidate.of_volume
     tables["regions"] = metrics.region_effects(moved, truth, weights, of_volume)
     pairs = np.array([(row["departure"], row["truth"]) for row in tables["regions"]])
@@ -159,12 +160,13 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     settings, started = source.study.maps, time.perf_counter()
     fitted, trials = fit_all(source)
     norm, tuned = fitted[settings.norm], time.perf_counter()
-    of_volume, deep = norm.candidate.of_volume, norm.candidate.deep
+    deep = norm.candidate.deep
     headline, tables = dict.fromkeys(record.HEADLINE["05_anomaly"].split()), {"reasons": {}}
     rows = source.rows("euploid", "calibration")
-    known = norm.z(source.people(rows, decoded=deep))
-    calibration = Calibration.fit(known, norm.normative.freedom, settings.q)
-    ruler = regions.Ruler.fit(known, source.regions, source.table.iloc[rows])
+    known = source.people(rows, decoded=deep)
+    calibration = Calibration.fit(norm.z(known), norm.normative.freedom, settings.q)
+    scale = source.people(source.rows("euploid", "scale"), decoded=deep)
+    ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows])
     sets = {
         "euploid test": source.rows("euploid", "test"),
         "sham": source.rows("euploid", "sham", kind="sham"),
@@ -177,25 +179,25 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         judged, table = name == "DS test", source.table.iloc[rows]
         people = source.people(rows, decoded=deep or judged, moved=judged)
         z, p, q = write_people(folder, norm, rows, people, calibration)
-        spread = norm.normative.spread(people.covariates)
         error.append({"people_of": name, **metrics.flagged(q, settings.q)})
-        measured.append(ruler.measure(z, z * spread, table, of_volume))
+        measured.append(ruler.measure(people, table))
         if name == "euploid test":
             tables["coverage"] = metrics.coverage(p, table)
+            spread = norm.normative.spread(people.covariates)
             tables["reliability"] = metrics.reliability(spread, z * spread, settings)
             headline["euploids_flagged"] = error[-1]["share"]
             headline["coverage_error_points"] = abs(100 * float((p >= 0.05).mean()) - 95)
         elif name == "sham":
             headline["sham_flagged"] = error[-1]["share"]
         elif len(rows) >= NEEDED_DS:
-            found = judge_ds(folder, norm, fitted, people, z * spread, q)
+            found = judge_ds(folder, norm, fitted, people, q)
             headline, tables = headline | found[0], tables | found[1]
-    regions.write(folder, measured, of_volume)
+    regions.write(folder, measured, norm.candidate.of_volume)
     tables |= {"flagged": error, "trials": trials, "groups": write_groups(folder, norm)}
     tables["chosen"] = [one.choice for one in fitted.values()]
     headline["norm"] = norm.candidate.name
     tables["region_error"] = regions.flagged(measured)
-    tables["calibration"] = {**asdict(calibration), "people": len(known)}
+    tables["calibration"] = {**asdict(calibration), "people": len(known.covariates)}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}
     return headline, tables, seconds
 

@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 
 from dsnb import bids
-from dsnb.anomaly.people import region_weights
+from dsnb.anomaly.people import People, region_weights
+from dsnb.anomaly.tuning import FittedNorm
+from dsnb.norms import Normative
 from dsnb.space import REGIONS
 
 LEVEL = 0.95
 FEWEST = 19  # the smallest cell whose largest value bounds 95 % of new people
 COLUMNS = {
     "region": "region of the template, soft-edged", "departure": "mean departure from the norm, {}",
-    "z": "mean z of the region's voxels", "centile": "of that z among calibration euploids",
+    "z": "that mean over its predictive SD in euploids",
+    "centile": "of that z among calibration euploids",
     "bound": "|z| that at most 5 % of new euploids of this sex exceed in this region (split "
              "conformal); n/a where fewer than 19 calibration euploids share the sex",
     "outside": "whether |z| exceeds the bound",
@@ -23,35 +26,37 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Ruler:
-    """What the region z of calibration euploids (M, R) say of a new person, sex by sex.
+    """Region means of a norm's departures, unsmoothed, and what euploids have there.
 
-    `weights` (R, V) make region means. A bound is the split conformal one (Vovk et al. 2005;
-    Mondrian by sex): the k-th smallest |z|, k = ceil(0.95 (n + 1)), is exceeded in one region by
-    at most 5 % of new exchangeable people, on average over calibration people, for any
-    distribution.
+    `normative` standardises means on scale people; `known` are sorted z (M, R) of calibration
+    people. A bound is the split conformal one (Vovk et al. 2005; Mondrian by sex): the k-th
+    smallest |z|, k = ceil(0.95 (n + 1)), is exceeded in one region by at most 5 % of new
+    exchangeable people, on average over calibration people, for any distribution.
     """
 
-    weights: np.ndarray
+    norm: FittedNorm
+    normative: Normative
     known: np.ndarray
     bounds: dict[str, np.ndarray]
 
     @classmethod
-    def fit(cls, z: np.ndarray, masks: np.ndarray, table: pd.DataFrame) -> "Ruler":
-        """Measure z (M, V) of calibration people in soft masks (R, V).
+    def fit(cls, norm: FittedNorm, scale: People, people: People, table: pd.DataFrame) -> "Ruler":
+        """Fit on scale people and on calibration people with their table.
 
         A sex with fewer than 19 of them has no bound (NaN).
         """
-        weights, sexes = region_weights(masks), table["sex"].to_numpy(str)
-        known = z @ weights.T
-        bounds = {sex: bound(np.abs(known[sexes == sex])) for sex in ("F", "M")}
-        return cls(weights, np.sort(known, axis=0), bounds)
+        normative = Normative.fit(region_means(norm, scale), scale.covariates)
+        z = normative.z(region_means(norm, people), people.covariates)
+        sexes = table["sex"].to_numpy(str)
+        bounds = {sex: bound(np.abs(z[sexes == sex])) for sex in ("F", "M")}
+        return cls(norm, normative, np.sort(z, axis=0), bounds)
 
-    def measure(
-        self, z: np.ndarray, residual: np.ndarray, table: pd.DataFrame, of_volume: bool
-    ) -> pd.DataFrame:
-        """Return one row a person and region, columns as in COLUMNS, from z and residual (N, V)."""
-        z, mean = z @ self.weights.T, residual @ self.weights.T
-        mean = 100 * np.expm1(mean) if of_volume else mean
+    def measure(self, people: People, table: pd.DataFrame) -> pd.DataFrame:
+        """Return one row a person and region, columns as in COLUMNS."""
+        means = region_means(self.norm, people)
+        z = self.normative.z(means, people.covariates)
+        mean = self.normative.residual(means, people.covariates)
+        mean = 100 * np.expm1(mean) if self.norm.candidate.of_volume else mean
         below = [np.searchsorted(known, values) for known, values in zip(self.known.T, z.T)]
         centiles = 100 * (np.stack(below, 1) + 0.5) / (len(self.known) + 1)
         bounds = np.stack([self.bounds[sex] for sex in table["sex"].to_numpy(str)])
@@ -63,6 +68,11 @@ class Ruler:
             centile=centiles.ravel().round(1), bound=bounds.ravel().round(4),
             outside=outside.ravel(),
         )  # fmt: skip
+
+
+def region_means(norm: FittedNorm, people: People) -> np.ndarray:
+    """Return the mean unsmoothed departure of every person and region, (N, R)."""
+    return norm.departures(people, 0) @ region_weights(people.regions).T
 
 
 def bound(sizes: np.ndarray) -> np.ndarray:

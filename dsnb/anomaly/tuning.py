@@ -26,11 +26,12 @@ class FittedNorm:
     source: Source
     normative: Normative | None = None
 
-    def departures(self, people: People) -> np.ndarray:
-        """Return smoothed departures (N, V) in the candidate's own unit."""
+    def departures(self, people: People, fwhm_mm: float | None = None) -> np.ndarray:
+        """Return departures (N, V) in the candidate's own unit, smoothed as was chosen or asked."""
         count, source = self.choice["components"], self.source
         maps = departures(self.candidate, people, count, self.model, source.decode)
-        return smooth(maps, source.brain, self.choice["fwhm_mm"], source.grid)
+        fwhm_mm = self.choice["fwhm_mm"] if fwhm_mm is None else fwhm_mm
+        return smooth(maps, source.brain, fwhm_mm, source.grid)
 
     def z(self, people: People) -> np.ndarray:
         """Return predictive z (N, V)."""
