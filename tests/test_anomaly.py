@@ -11,7 +11,15 @@ from torch import nn
 
 from dsnb import bids, record
 from dsnb.anomaly import maps, metrics, regions, tuning
-from dsnb.anomaly.people import BY_NAME, CANDIDATES, People, Source, grey_matter, in_own_grid
+from dsnb.anomaly.people import (
+    BY_NAME,
+    CANDIDATES,
+    People,
+    Source,
+    grey_matter,
+    in_own_grid,
+    region_weights,
+)
 from dsnb.config import load_study
 from dsnb.norms import ComponentNorm
 from dsnb.space import REGIONS, load_template, region_masks
@@ -76,6 +84,10 @@ def source() -> Source:
     found.truth = np.zeros((12, *GRID.shape), np.float32)
     found.truth[:, 12:20, 12:28, 12:20] = 0.3
     found.truth_table = table[table["group"] == "DS"][["participant_id"]].reset_index(drop=True)
+    changes = found.truth[0][BRAIN] @ region_weights(MASKS).T
+    for region, change in zip(REGIONS, changes):
+        found.truth_table[f"{region}_before"] = 10.0
+        found.truth_table[f"{region}_after"] = 10 * np.exp(change)
     volumes[table["group"] == "DS"] += found.truth
     found.volumes = volumes.astype(np.float32)
     found.log_jacobian = 0.1 * rng.standard_normal(volumes.shape).astype(np.float32)
@@ -235,7 +247,7 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     assert [row["norm"] for row in table if row["primary"]] == ["latent"]
     said = metrics.tell(headline | {"gain_ratio_ci": [0.2, 0.9], "best_rival_gain": "tbm"})
     assert said[1].startswith("By lift, `latent` beats the best plain rival, `pca`: the ratio lies")
-    assert "`tbm` beats `latent`" in said[2]
+    assert "the best plain rival, `tbm`, beats `latent`" in said[2]
     assert "0.20 to 0.90" in said[2]
     unknown = metrics.tell(headline | {"lift_ratio_ci": None, "gain_ratio_ci": [0.8, 1.2]})
     assert "`pca`, is not shown to be above 0" in unknown[1]

@@ -444,10 +444,10 @@ def test_hostile_and_formless_yaml_is_refused_in_a_second(text, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     folder = make_ixi(tmp_path / "in")
     (folder / "columns.yml").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(BadInput, match="E-YAML"):
         bids.import_cohort("ixi", folder, tmp_path / "out")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert not (tmp_path / "CANARY").exists() and not (tmp_path / "out").exists()
 
 

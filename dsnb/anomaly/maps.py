@@ -13,7 +13,7 @@ from scipy import stats
 
 from dsnb import bids, record, rivals
 from dsnb.anomaly import groups, metrics, regions
-from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source, region_weights
+from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
 from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
 from dsnb.config import Study
 from dsnb.norms import Calibration
@@ -136,7 +136,7 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     return table
 
 
-def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, q) -> tuple:
+def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, q, ruler) -> tuple:
     """Judge the maps of DS test people against the truth: headline and tables."""
     source, tables = norm.source, {}
     rows = source.rows("DS", "test")
@@ -145,9 +145,9 @@ def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, q) ->
     write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
     own = norm.in_own_grid(q, people.points, outside=1, order=0)
     headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
-    moved = norm.in_own_grid(norm.departures(people, 0), people.points)
-    weights, of_volume = region_weights(source.regions), norm.candidate.of_volume
-    tables["regions"] = metrics.region_effects(moved, truth, weights, of_volume)
+    tables["regions"] = metrics.region_effects(
+        ruler.departures(people), source.region_truth_of(rows), norm.candidate.of_volume
+    )
     pairs = np.array([(row["departure"], row["truth"]) for row in tables["regions"]])
     rank = stats.spearmanr(*pairs.T).statistic
     headline["effect_rank_correlation"] = float(rank) if np.isfinite(rank) else None
@@ -190,7 +190,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         elif name == "sham":
             headline["sham_flagged"] = error[-1]["share"]
         elif len(rows) >= NEEDED_DS:
-            found = judge_ds(folder, norm, fitted, people, q)
+            found = judge_ds(folder, norm, fitted, people, q, ruler)
             headline, tables = headline | found[0], tables | found[1]
     regions.write(folder, measured, norm.candidate.of_volume)
     tables |= {"flagged": error, "trials": trials, "groups": write_groups(folder, norm)}

@@ -145,30 +145,28 @@ def tell(headline: dict) -> list[str]:
         f"and the best plain rival by at most {best:.3f}."
     ]
     for value, key in (("lift", "best_rival"), ("gain", "best_rival_gain")):
-        rival, interval = f"the best plain rival, `{headline[key]}`", headline[f"{value}_ratio_ci"]
+        rival, interval = f"the best plain rival, `{headline[key]}`,", headline[f"{value}_ratio_ci"]
         if interval is None:
-            said.append(f"By {value}, {rival}, is not shown to be above 0; no ratio is given.")
+            said.append(f"By {value}, {rival} is not shown to be above 0; no ratio is given.")
             continue
         low, high = interval
         verdict = f"neither `{PRIMARY}` nor {rival} is shown to be better"
         if high < 1:
             verdict = f"{rival} beats `{PRIMARY}`"
         elif low > 1:
-            verdict = f"`{PRIMARY}` beats {rival}"
+            verdict = f"`{PRIMARY}` beats {rival[:-1]}"
         said.append(f"By {value}, {verdict}: the ratio lies in {low:.2f} to {high:.2f} (95 %).")
     return said
 
 
-def region_effects(
-    values: np.ndarray, truth: np.ndarray, weights: np.ndarray, signed: bool
-) -> list[dict]:
+def region_effects(departures: np.ndarray, truth: np.ndarray, signed: bool) -> list[dict]:
     """Return per region the group's mean departure beside its mean true log volume change.
 
-    `values` and `truth` are (N, V), `weights` (R, V). Unless `signed`, magnitudes of the group's
-    mean: the sign of an intensity departure is not the sign of a volume change.
+    Both are (N, R), of the same people. Unless `signed`, magnitudes of the group's mean: the sign
+    of an intensity departure is not the sign of a volume change.
     """
-    means = (part.mean(0) for part in (values, truth))
-    seen, true = (weights @ (mean if signed else np.abs(mean)) for mean in means)
+    means = (values.mean(0) for values in (departures, truth))
+    seen, true = (mean if signed else np.abs(mean) for mean in means)
     return [{"region": r, "departure": a, "truth": b} for r, a, b in zip(REGIONS, seen, true)]
 
 

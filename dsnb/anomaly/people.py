@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from dsnb import dataset, latents, rivals, vae
 from dsnb.config import Study
 from dsnb.norms import ComponentNorm, generic_change
-from dsnb.space import covariates, load_template, region_masks
+from dsnb.space import REGIONS, covariates, load_template, region_masks
 
 TISSUES = np.array([[0.2], [0.55], [0.85]])  # CSF, grey and white matter on the anchored scale
 GREY = 1  # the place of grey matter among means in rising order
@@ -184,6 +184,13 @@ class Source:
         names = pd.Index(self.truth_table["participant_id"])
         where = names.get_indexer(self.table["participant_id"].iloc[rows])
         return np.asarray(self.truth[where], np.float32)[:, self.brain]
+
+    def region_truth_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the true log change of region volumes (N, R) of some rows, from label volumes."""
+        known = self.truth_table.set_index("participant_id")
+        known = known.loc[self.table["participant_id"].iloc[rows]]
+        before, after = (known[[f"{r}_{when}" for r in REGIONS]] for when in ("before", "after"))
+        return np.log(after.to_numpy(float) / before.to_numpy(float))
 
     def planted(self, rows: np.ndarray) -> tuple[People, np.ndarray]:
         """Plant generic changes on some rows: the changed people and |truth| (N, V)."""

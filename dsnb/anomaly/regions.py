@@ -51,11 +51,14 @@ class Ruler:
         bounds = {sex: bound(np.abs(z[sexes == sex])) for sex in ("F", "M")}
         return cls(norm, normative, np.sort(z, axis=0), bounds)
 
+    def departures(self, people: People) -> np.ndarray:
+        """Return region means (N, R) less what age and sex predict, in the norm's unit."""
+        return self.normative.residual(region_means(self.norm, people), people.covariates)
+
     def measure(self, people: People, table: pd.DataFrame) -> pd.DataFrame:
         """Return one row a person and region, columns as in COLUMNS."""
-        means = region_means(self.norm, people)
-        z = self.normative.z(means, people.covariates)
-        mean = self.normative.residual(means, people.covariates)
+        mean = self.departures(people)
+        z = mean / self.normative.spread(people.covariates)
         mean = 100 * np.expm1(mean) if self.norm.candidate.of_volume else mean
         below = [np.searchsorted(known, values) for known, values in zip(self.known.T, z.T)]
         centiles = 100 * (np.stack(below, 1) + 0.5) / (len(self.known) + 1)
