@@ -168,6 +168,18 @@ def test_people_without_ds_still_give_healthy_errors(source, tmp_path):
     assert headline["euploids_flagged"] is not None
 
 
+def test_patients_without_a_known_truth_are_mapped_and_not_judged(source, tmp_path):
+    """Falls: the claim that a real cohort, whose truth nobody knows, gets its maps."""
+    with_norm(source, "tbm")
+    source.truth_table, source.truth = source.truth_table[:0], source.truth[:0]
+    headline, tables, _ = maps._measure(tmp_path, source)
+    assert headline["lift"] is None and headline["euploids_flagged"] is not None
+    assert [row["people_of"] for row in tables["flagged"]] == ["euploid test", "sham", "DS test"]
+    ds = source.table["participant_id"][source.rows("DS", "test")[0]]
+    assert len([*(tmp_path / ds / "anat").glob("*_desc-z_statmap.nii.gz")]) == 1
+    assert [*(tmp_path / "group-DS").glob("*_desc-effect_statmap.nii.gz")]
+
+
 def test_too_few_people_is_a_reason(source):
     """Falls: the claim that a tiny cohort is answered with a sentence, not with a number."""
     assert maps.too_few(source) is None

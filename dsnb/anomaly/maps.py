@@ -189,7 +189,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
             headline["coverage_error_points"] = abs(100 * float((p >= 0.05).mean()) - 95)
         elif name == "sham":
             headline["sham_flagged"] = error[-1]["share"]
-        elif len(rows) >= NEEDED_DS:
+        elif len(rows) >= NEEDED_DS and source.has_truth(rows):
             found = judge_ds(folder, norm, fitted, people, q, ruler)
             headline, tables = headline | found[0], tables | found[1]
     regions.write(folder, measured, norm.candidate.of_volume)
@@ -227,7 +227,8 @@ def map_departures(root: Path, study: Study) -> None:
     reasons = tables.setdefault("reasons", {})
     for key, value in headline.items():
         if value is None:
-            absent = "no sham people" if key == "sham_flagged" else "too few test people with DS"
+            absent = "too few test people with DS whose truth is known"
+            absent = "no sham people" if key == "sham_flagged" else absent
             if key.endswith("ratio_ci") and headline["lift"] is not None:
                 absent = "the best rival is not shown to be above 0"
             reasons.setdefault(key, reason or absent)

@@ -185,6 +185,11 @@ class Source:
         where = names.get_indexer(self.table["participant_id"].iloc[rows])
         return np.asarray(self.truth[where], np.float32)[:, self.brain]
 
+    def has_truth(self, rows: np.ndarray) -> bool:
+        """Say whether the truth of all rows is known: of a phantom or of planted scans."""
+        names = self.table["participant_id"].iloc[rows]
+        return bool(names.isin(self.truth_table["participant_id"]).all())
+
     def region_truth_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the true log change of region volumes (N, R) of some rows, from label volumes."""
         known = self.truth_table.set_index("participant_id")
