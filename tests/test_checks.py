@@ -62,9 +62,9 @@ def test_d10_bombs_are_refused_in_time_and_memory(fault, tmp_path):
     code, content = CONTENTS[fault]
     path = tmp_path / ("bomb.nii.gz" if content[:2] == b"\x1f\x8b" else "bomb.nii")
     path.write_bytes(content)
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert refusal(path).code == code
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
     tracemalloc.start()
     refusal(path)
     assert tracemalloc.get_traced_memory()[1] < 2e8
