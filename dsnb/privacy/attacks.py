@@ -52,12 +52,8 @@ def losses(model: diffusion.Flow, z: np.ndarray, table: pd.DataFrame, draws: int
     start = keyed_noise(data.shape[1:], 0, np.arange(count), 0, device, "attack")
     share = torch.tensor(SHARES, device=device).repeat_interleave(draws)
     kept = torch.ones(count, device=device)
-    errors = [
-        velocity_error(
-            model, (one.expand(count, -1), wish.expand(count, -1)), start, share, kept
-        ).item()
-        for one, wish in zip(data, conditions)
-    ]
+    pairs = ((one.expand(count, -1), wish.expand(count, -1)) for one, wish in zip(data, conditions))
+    errors = [velocity_error(model, pair, start, share, kept).mean().item() for pair in pairs]
     outside = ((z - model.expand(data)) / model.latent_sd).square().flatten(1).mean(1)
     return {"loss": np.array(errors), "span": outside.cpu().numpy()}
 
