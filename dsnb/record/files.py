@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -136,6 +137,31 @@ def emit(entry: dict) -> None:
 def say(text: str) -> None:
     """Tell the user one line of what is happening."""
     emit({"say": text})
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for one job; a second one is refused with the first one's name."""
+    path = run / ".lock"
+    with writing(run):
+        file = path.open("a+")
+    with file:
+        if not lock(file, run.name, wait=False):
+            file.seek(0)
+            fix = "wait for it or stop it (a dead job holds no lock)"
+            raise BadInput("E-LOCKED", run.name, "its lock", file.read(), "no other job", fix)
+        file.seek(0)
+        if left := file.read():  # the kernel has dropped the dead holder's lock, not its file
+            say(f"{run.name}: its lock was left by a job that is gone ({left})")
+        file.truncate(0)
+        job, since = os.environ.get("SLURM_JOB_ID", "none"), time.strftime("%F %T")
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}, "
+                   f"since {since}")  # fmt: skip
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 _last_progress = [0.0]

@@ -36,7 +36,7 @@ def train(
     with (
         distributed.joined() as ranks,
         Watch(task.names, ranks, settings.patience_s) as watch,
-        checkpoints.locked(run) if ranks.first else nullcontext(),
+        record.locked(run) if ranks.first else nullcontext(),
     ):
         return _train(run, task, settings, identity, ranks, watch, weights)
 
