@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from dsnb import checkpoints, record, training, vae
 from dsnb.config import Study, Vae, replace
@@ -15,19 +16,16 @@ from dsnb.search.ablations import LEDGER
 CODE = ("search/trials", *vae.CODE)
 
 
-def space(settings: Vae) -> dict[str, optuna.distributions.BaseDistribution]:
+def space(settings: Vae) -> dict[str, BaseDistribution]:
     """Return what is searched, around the defaults; `lr` belongs to the training."""
-    lr, kl, width, channels = (
-        defaults(settings)[name] for name in ("lr", "kl", "width", "channels")
-    )
+    lr, kl, width, channels = settings.training.lr, settings.kl, settings.width, settings.channels
+    counts = {max(1, channels // 2), channels, channels * 2}
     widths = {max(8, round(width * share / 8) * 8) for share in (0.5, 1, 1.5)}  # norm: 8 groups
     return {
-        "lr": optuna.distributions.FloatDistribution(lr / 4, lr * 4, log=True),
-        "width": optuna.distributions.CategoricalDistribution(sorted(widths)),
-        "channels": optuna.distributions.CategoricalDistribution(
-            sorted({max(1, channels // 2), channels, channels * 2})
-        ),
-        "kl": optuna.distributions.FloatDistribution(kl / 100, kl * 10, log=True),
+        "lr": FloatDistribution(lr / 4, lr * 4, log=True),
+        "width": CategoricalDistribution(sorted(widths)),
+        "channels": CategoricalDistribution(sorted(counts)),
+        "kl": FloatDistribution(kl / 100, kl * 10, log=True),
     }
 
 
