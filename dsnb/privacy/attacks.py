@@ -58,8 +58,8 @@ def losses(model: diffusion.Flow, z: np.ndarray, table: pd.DataFrame, draws: int
     return {"loss": np.array(errors), "span": outside.cpu().numpy()}
 
 
-def overfit(root: Path, study: Study) -> tuple[float, int]:
-    """Train a flow on few people far too long; return the attack's AUC on it, and their number.
+def overfit(root: Path, study: Study) -> float:
+    """Train a flow on few people far too long; return the attack's AUC on it.
 
     Non-members are other generator people, alike in all but the training of the flow.
     """
@@ -79,7 +79,7 @@ def overfit(root: Path, study: Study) -> tuple[float, int]:
         training.train(Path(folder), task, replace(plan, checkpoint_every=volumes), {})
     loss = losses(task.model.eval(), z[rows], table.iloc[rows], settings.draws)["loss"]
     member = np.isin(np.arange(len(rows)), chosen)
-    return attack_auc(loss[member], loss[~member], ds[member], ds[~member])[0], len(chosen)
+    return attack_auc(loss[member], loss[~member], ds[member], ds[~member])[0]
 
 
 def membership(root: Path, study: Study, halves: dict[str, np.ndarray]) -> tuple[dict, list]:

@@ -188,7 +188,7 @@ def commit() -> dict:
 
 
 def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
-    """Describe a run: verb, settings and digest, parents' keys, commit, versions, threads."""
+    """Describe a run: verb, settings, parents' keys, commit, versions, threads."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -197,7 +197,6 @@ def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
     return {
         "verb": verb,
         "settings": plain(settings),
-        "settings_digest": digest(plain(settings)),
         "parents": parents,
         **commit(),
         "python": platform.python_version(),

@@ -23,7 +23,6 @@ import torch
 
 from dsnb import checkpoints, distributed, record, training, vae
 from dsnb.config import Scaling, Study, Training, Vae, replace
-from dsnb.search import count_cost
 from dsnb.training.clock import host_peak_mib
 
 CODE = ("scaling/parallel", "checkpoints", "training/loop", *vae.CODE)
@@ -151,7 +150,6 @@ def bench(root: Path, study: Study) -> dict:
             "rounds": race(root, study),
             "alike": train_alike(root, study),
             "resume_identical": resumes_identically(root, product.folder, study),
-            "gigaflop": count_cost(vae.VaeTask(root, study.vae, torch.device("cpu")))["gigaflop"],
             "cores": os.cpu_count(),
         }
         record.write_json(product.folder / "bench.json", found)
@@ -198,11 +196,7 @@ def _results(found: dict, scaling: Scaling) -> dict:
         "parity": [{"step": n, **{name: losses[name][n] for name in losses},
                     **{f"gap_{name}": gap[n] for name, gap in gaps.items()}}
                    for n in range(len(losses[one]))],
-        "gigaflop_per_volume": found["gigaflop"],
         "reasons": reasons,
     }  # fmt: skip
-    timing = {
-        "volumes_per_second": median(speeds[one]), "arrangements": rows, "rounds": speeds,
-        "cores": found["cores"],
-    }  # fmt: skip
+    timing = {"volumes_per_second": median(speeds[one]), "arrangements": rows}
     return {"headline": headline, "tables": record.plain(tables), "timing": record.plain(timing)}
