@@ -1,4 +1,4 @@
-"""The VAE's latents of everybody: means, their statistics, and who was seen by whom."""
+"""The VAE's latents of everybody: their posteriors, their statistics, and who was seen by whom."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ COMPONENTS = 10  # of the latents, for the leak floor
 BOOTSTRAPS = 1000
 
 
-def seen_by(table: pd.DataFrame) -> pd.Series:
+def seen_by(table: pd.DataFrame, model: str = "vae") -> pd.Series:
     """Name the models that saw each row's family (`vae` or empty), so that twins are not unseen."""
     known = (table["group"] == "euploid") & table["split"].isin(SEEN_SPLITS)
     families = set(table.loc[known, "family"])
-    return table["family"].isin(families).map({True: "vae", False: "n/a"})
+    return table["family"].isin(families).map({True: model, False: "n/a"})
 
 
 def encode(root: Path, study: Study) -> None:
-    """Encode every prepared volume: posterior mean, and fit people's statistics.
+    """Encode every prepared volume: posterior mean and log-variance, and fit people's statistics.
 
     The statistics (mean and SD of each channel over fit people and positions) standardise latents
     for diffusion; there is no default for them.
@@ -41,11 +41,12 @@ def encode(root: Path, study: Study) -> None:
     model, table = vae.load(root), dataset.load_table(root)
     volumes, parts = dataset.load_volumes(root), []
     for part in vae.batches(len(volumes), 32):
-        parts.append(vae.encode(model, volumes[part])[0])
+        parts.append(vae.encode(model, volumes[part]))
         record.progress("encode", min(part.stop, len(volumes)), len(volumes))
-    mean = np.concatenate(parts)  # (N, C, d, h, w)
+    mean, logvar = (np.concatenate(values) for values in zip(*parts))  # (N, C, d, h, w)
     fit = mean[dataset.select(table, "euploid", "fit")]
     np.save(product.folder / "mean.npy", mean)
+    np.save(product.folder / "logvar.npy", logvar)
     np.savez(
         product.folder / "statistics.npz", mean=fit.mean((0, 2, 3, 4)), std=fit.std((0, 2, 3, 4))
     )
@@ -54,12 +55,15 @@ def encode(root: Path, study: Study) -> None:
     product.finish()
 
 
-def load(root: Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, np.ndarray]]:
-    """Return table, posterior mean (N, C, d, h, w), and channel statistics."""
+def load(root: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return table, posterior mean and log-variance (N, C, d, h, w), and channel statistics."""
     table, folder = dataset.load_table(root, "latents"), root / "latents"
-    mean = np.load(folder / "mean.npy", mmap_mode="r", allow_pickle=False)
+    mean, logvar = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("mean", "logvar")
+    )
     with np.load(folder / "statistics.npz", allow_pickle=False) as file:
-        return table, mean, dict(file)
+        return table, mean, logvar, dict(file)
 
 
 def shift_sd(reference: np.ndarray, patients: np.ndarray, euploids: np.ndarray) -> float:
@@ -77,7 +81,7 @@ def shift_sd(reference: np.ndarray, patients: np.ndarray, euploids: np.ndarray) 
     return float(np.mean(shifts))
 
 
-def leak_floor(unseen: np.ndarray, seen: np.ndarray) -> dict:
+def leak_floor(unseen: np.ndarray, seen: np.ndarray, seed: int = 0) -> dict:
     """Tell unseen from seen euploids (N, D) by cross-validated logistic regression on components.
 
     An AUC above 0.5 says that having been trained on leaves a mark, which no later contrast
@@ -91,11 +95,11 @@ def leak_floor(unseen: np.ndarray, seen: np.ndarray) -> dict:
         StandardScaler(),
         LogisticRegression(class_weight="balanced", C=0.1),
     )
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     score = cross_val_predict(model, rows, label, cv=folds, method="decision_function")
     one, other = score[label == 1][:, None], score[label == 0]
     wins = (one > other) + 0.5 * (one == other)  # (unseen, seen); their mean is the AUC
-    rng, draws = np.random.default_rng(0), []
+    rng, draws = np.random.default_rng(seed), []
     for _ in range(BOOTSTRAPS):
         people = [rng.integers(0, size, size) for size in wins.shape]
         draws.append(wins[np.ix_(*people)].mean())
@@ -105,7 +109,7 @@ def leak_floor(unseen: np.ndarray, seen: np.ndarray) -> dict:
 
 def summarise(root: Path, study: Study) -> dict:
     """Describe the latents: size, spread over components, shift of DS, and the leak floor."""
-    table, mean, statistics = load(root)
+    table, mean, logvar, statistics = load(root)
     standard = (mean - statistics["mean"][:, None, None, None]) / statistics["std"][
         :, None, None, None
     ]
@@ -122,7 +126,7 @@ def summarise(root: Path, study: Study) -> dict:
         "ds_shift_sd": None,
         "leak_floor_auc": None,
     }
-    tables = {"spectrum": _spectrum(pca), "reasons": {}}
+    tables = {"spectrum": _spectrum(pca), "channels": _channels(statistics, logvar), "reasons": {}}
     few = {"ds_shift_sd": len(patients), "leak_floor_auc": min(len(fit), len(unseen))}
     for name, people in few.items():
         if people < LEAST:
@@ -141,6 +145,15 @@ def _spectrum(pca: PCA) -> list[dict]:
     shares = pca.explained_variance_ratio_.cumsum()
     kept = [n for n in (1, 2, 5, 10, 20, 40, 80, 160) if n <= len(shares)]
     return [{"components": n, "variance": shares[n - 1]} for n in kept]
+
+
+def _channels(statistics: dict[str, np.ndarray], logvar: np.ndarray) -> list[dict]:
+    """Return each channel's mean, SD over fit people, and mean posterior SD."""
+    posterior = np.exp(0.5 * np.asarray(logvar)).mean((0, 2, 3, 4))
+    return [
+        {"channel": c, "mean": mean, "sd": std, "posterior_sd": posterior[c]}
+        for c, (mean, std) in enumerate(zip(statistics["mean"], statistics["std"]))
+    ]
 
 
 def _positions(pca: PCA, table: pd.DataFrame, flat: np.ndarray) -> list[dict]:

@@ -69,7 +69,7 @@ def fit_latent_scale(root: Path) -> list:
     """Fit mean and SD of the latents."""
     shutil.rmtree(root / "latents")
     latents.encode(root, STUDY)
-    statistics = latents.load(root)[2]
+    statistics = latents.load(root)[3]
     return [statistics["mean"], statistics["std"]]
 
 

@@ -20,12 +20,13 @@ def root(tmp_path_factory):
 
 
 def test_every_volume_has_its_own_latents(root):
-    """Claim: row i of the latents is the VAE's posterior mean of volume i, for everybody, once."""
-    table, mean, _ = latents.load(root)
+    """Claim: row i of the latents is the VAE's posterior of volume i, for everybody, once."""
+    table, mean, logvar, _ = latents.load(root)
     volumes, rows = dataset.load_volumes(root), np.array([3, 40, 70])
-    wanted = vae.encode(vae.load(root), volumes[rows])[0]
+    wanted = vae.encode(vae.load(root), volumes[rows])
     assert mean.shape == (len(volumes), 2, 4, 4, 4) and len(table) == len(volumes)
-    np.testing.assert_allclose(mean[rows], wanted, atol=1e-5)
+    np.testing.assert_allclose(mean[rows], wanted[0], atol=1e-5)
+    np.testing.assert_allclose(logvar[rows], wanted[1], atol=1e-5)
     before = (root / "latents/mean.npy").stat().st_mtime_ns
     latents.encode(root, tiny.STUDY)
     assert (root / "latents/mean.npy").stat().st_mtime_ns == before
@@ -33,7 +34,7 @@ def test_every_volume_has_its_own_latents(root):
 
 def test_statistics_are_of_fit_people_only(root):
     """Claim: neither an unseen euploid nor a patient moves the scale of the latents."""
-    table, mean, statistics = latents.load(root)
+    table, mean, _, statistics = latents.load(root)
     fit = mean[dataset.select(table, "euploid", "fit")]
     np.testing.assert_allclose(statistics["mean"], fit.mean((0, 2, 3, 4)), rtol=1e-5)
     np.testing.assert_allclose(statistics["std"], fit.std((0, 2, 3, 4)), rtol=1e-5)

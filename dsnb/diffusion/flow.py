@@ -152,7 +152,7 @@ class FlowTask:
     """Components and conditions of the generator's people, the loss and the validation score."""
 
     def __init__(self, root: Path, study: Study, device: torch.device):
-        table, z, statistics = latents.load(root)
+        table, z, _, statistics = latents.load(root)
         fit, held = generator_rows(table)
         self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
         self.settings, self.device = study.diffusion, device

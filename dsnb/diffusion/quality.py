@@ -41,7 +41,7 @@ def guidance_table(root: Path, study: Study) -> list[dict]:
     Slope = drawn . held / (learnt . held), with components in their own variance: held people
     (validation and test) are independent of the generator's, so their noise does not bias it.
     """
-    table, z, _ = latents.load(root)
+    table, z, _, _ = latents.load(root)
     flow = load(root)[0]
     held = [dataset.select(table, group, "validation", "test") for group in space.GROUPS]
     trained = generator_rows(table)[0]

@@ -65,7 +65,7 @@ def overfit(root: Path, study: Study) -> float:
     """
     settings = study.release
     task = diffusion.FlowTask(root, study, torch.device("cpu"))
-    table, z, _ = latents.load(root)
+    table, z, _, _ = latents.load(root)
     rows = diffusion.generator_rows(table)[0]
     ds = (table["group"].iloc[rows] == "DS").to_numpy()
     shuffled = np.random.default_rng([settings.seed, 12]).permutation(len(rows))
@@ -87,7 +87,7 @@ def membership(root: Path, study: Study, halves: dict[str, np.ndarray]) -> tuple
 
     Lower loss means member, fixed in advance. The upper bound is one-sided, at 95 %.
     """
-    table, z, _ = latents.load(root)
+    table, z, _, _ = latents.load(root)
     ds = (table["group"] == "DS").to_numpy()
     known, unseen = halves["training"], halves["unseen"]
     found = losses(diffusion.load(root)[0], z, table, study.release.draws)

@@ -28,7 +28,7 @@ class People:
     """The unseen people of one question: table, target, dot products of latents, covariates."""
 
     def __init__(self, root: Path, groups: tuple[str, ...]):
-        table, z, statistics = latents.load(root)
+        table, z, _, statistics = latents.load(root)
         rows = np.concatenate([dataset.select(table, group) for group in groups])
         rows = rows[table["seen_by"].iloc[rows].isin(["", "n/a"]).to_numpy()]
         self.table = table.iloc[rows].reset_index(drop=True)
