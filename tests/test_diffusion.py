@@ -54,7 +54,7 @@ def make_task() -> flow.FlowTask:
     """Return the task of the planted latents, without any product on disk."""
     table, z, statistics = make_latents()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "load", lambda root: (table, z, statistics))
+        patch.setattr(latents, "load", lambda root: (table, z, None, statistics))
         return flow.FlowTask(Path(), replace(config.SMOKE, diffusion=SETTINGS), CPU)
 
 

@@ -88,7 +88,13 @@ def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) ->
     drawn = _ruler(root, "morphology", "reconstructed")
     some = table.set_index("participant_id", drop=False).loc[drawn["participant_id"]]
     pair = (morphology.people(some, volumes) for volumes in (registered, drawn))
-    return numbers | morphology.ceiling(*pair, settings), {"effects": rows}
+    top = morphology.ceiling(*pair, settings)
+    tables = {
+        "effects": rows,
+        "requested_age": morphology.requested({"real": real, "synthetic": synthetic}),
+        "region_errors_pct": top.pop("region_errors_pct"),
+    }
+    return numbers | top, tables
 
 
 def _looks(volumes: dict, features: dict, settings: Release) -> tuple[dict, list[dict]]:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from dsnb.config import Release
-from dsnb.space import EFFECT_REGIONS, REGIONS, covariates
+from dsnb.space import EFFECT_REGIONS, GROUPS, REGIONS, covariates
 
 EFFECTS = [REGIONS.index(name) for name in EFFECT_REGIONS]
+REQUESTED = ("ventricles", "hippocampus", "frontal")  # regions that age moves
 LEAST_DRAWN = 8  # reconstructed people a group
 
 
@@ -108,7 +109,8 @@ def ceiling(originals: People, drawn: People, settings: Release) -> dict:
     def slope(rows: np.ndarray) -> float:
         return agreement(*(effects(side.take(rows))[EFFECTS] for side in (originals, drawn)))[1]
 
-    found = {"region_error_pct": 100 * np.abs(np.expm1(drawn.logs - originals.logs)).mean()}
+    error = 100 * np.abs(np.expm1(drawn.logs - originals.logs)).mean(0)
+    found = {"region_error_pct": error.mean(), "region_errors_pct": dict(zip(REGIONS, error))}
     if min(originals.ds.sum(), (~originals.ds).sum()) < LEAST_DRAWN:
         return found | {"reconstruction_slope": None, "reconstruction_slope_ci": None}
     values = [slope(rows) for rows in resample(originals.ds, settings, 2)]
@@ -116,3 +118,17 @@ def ceiling(originals: People, drawn: People, settings: Release) -> dict:
         "reconstruction_slope": slope(np.arange(len(originals.ds))),
         "reconstruction_slope_ci": np.quantile(values, [0.025, 0.975]).tolist(),
     }
+
+
+def requested(sides: dict[str, People]) -> list[dict]:
+    """Return, a group and region, the correlation of age with log volume on each side."""
+    rows = []
+    for code, group in enumerate(GROUPS):
+        for region in REQUESTED:
+            row = {"group": group, "region": region}
+            for name, side in sides.items():
+                some = side.take(side.ds == bool(code))
+                age, logs = some.covariates[:, 0], some.logs[:, REGIONS.index(region)]
+                row[name] = np.corrcoef(age, logs)[0, 1] if np.ptp(age) > 0 else None
+            rows.append(row)
+    return rows

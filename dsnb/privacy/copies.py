@@ -52,10 +52,11 @@ class Library:
             far = np.minimum(far, np.stack([np.abs(angle), steps]))
         return np.log(far + 1e-6)
 
-    def nearest(self, volumes: np.ndarray) -> np.ndarray:
-        """Return the log distance (n, 2) to the nearest person in each space."""
+    def nearest(self, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the smallest log distance (n, 2) in each space, and whose it is (n, 2)."""
         far = [self._distances(volumes[part]) for part in vae.batches(len(volumes), 16)]
-        return np.concatenate(far, axis=1).min(2).T
+        far = np.concatenate(far, axis=1)
+        return far.min(2).T, far.argmin(2).T
 
 
 class Detector:
@@ -101,18 +102,19 @@ def neighbours(library: Library, sides: dict, copies: dict, tail: float) -> tupl
     certain copy; one blocks the release, however few they are.
     """
     found = {name: library.nearest(volumes) for name, volumes in sides.items()}
-    detector = Detector(found["A"], tail)
-    planted = {kind: library.nearest(volumes) for kind, volumes in copies.items()}
+    detector = Detector(found["A"][0], tail)
+    planted = {kind: library.nearest(volumes)[0] for kind, volumes in copies.items()}
     recall = {kind: detector.flags(near).mean() for kind, near in planted.items()}
-    scores, flagged = detector.score(found["synthetic"]), detector.flags(found["synthetic"])
+    near, whose = found["synthetic"]
+    scores, flagged = detector.score(near), detector.flags(near)
     sure = np.quantile(detector.score(np.concatenate(list(planted.values()))), 0.95)
     headline = {
         "copies_recalled": np.mean(list(recall.values())),
-        "false_alarms": detector.flags(found["B"]).mean(),
+        "false_alarms": detector.flags(found["B"][0]).mean(),
         "near_copies": flagged.mean(),
         "certain_copies": (flagged & (scores < sure)).sum(),
     }
-    spread = {name: detector.score(known) for name, known in found.items()}
+    spread = {name: detector.score(known) for name, (known, _) in found.items()}
     spread |= {f"planted: {kind}": detector.score(known) for kind, known in planted.items()}
     tables = {
         "threshold": detector.threshold,
@@ -122,5 +124,6 @@ def neighbours(library: Library, sides: dict, copies: dict, tail: float) -> tupl
              "median": np.median(values)} for name, values in spread.items()
         ],
         "flagged": [{"row": row, "score": scores[row]} for row in np.flatnonzero(flagged)],
+        "training_people_near": len(np.unique(whose[flagged])) / len(library.scores),
     }  # fmt: skip
     return headline, tables

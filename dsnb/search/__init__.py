@@ -2,4 +2,4 @@
 
 from dsnb.search.ablations import ablate
 from dsnb.search.folds import count_cost
-from dsnb.search.trials import defaults, search, shortened, space, try_out
+from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import optuna
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from dsnb import checkpoints, record, training, vae
 from dsnb.config import Study, Vae, replace
@@ -16,16 +17,19 @@ from dsnb.search.ablations import LEDGER
 CODE = ("search/trials", *vae.CODE)
 
 
-def space(settings: Vae) -> dict[str, BaseDistribution]:
+def space(settings: Vae) -> dict[str, optuna.distributions.BaseDistribution]:
     """Return what is searched, around the defaults; `lr` belongs to the training."""
-    lr, kl, width, channels = settings.training.lr, settings.kl, settings.width, settings.channels
-    counts = {max(1, channels // 2), channels, channels * 2}
+    lr, kl, width, channels = (
+        defaults(settings)[name] for name in ("lr", "kl", "width", "channels")
+    )
     widths = {max(8, round(width * share / 8) * 8) for share in (0.5, 1, 1.5)}  # norm: 8 groups
     return {
-        "lr": FloatDistribution(lr / 4, lr * 4, log=True),
-        "width": CategoricalDistribution(sorted(widths)),
-        "channels": CategoricalDistribution(sorted(counts)),
-        "kl": FloatDistribution(kl / 100, kl * 10, log=True),
+        "lr": optuna.distributions.FloatDistribution(lr / 4, lr * 4, log=True),
+        "width": optuna.distributions.CategoricalDistribution(sorted(widths)),
+        "channels": optuna.distributions.CategoricalDistribution(
+            sorted({max(1, channels // 2), channels, channels * 2})
+        ),
+        "kl": optuna.distributions.FloatDistribution(kl / 100, kl * 10, log=True),
     }
 
 
@@ -60,6 +64,28 @@ def try_out(root: Path, folder: Path, study: Study, values: dict) -> dict:
     return {**values, "psnr_db": ended["best"], "skipped": ended["skipped"], **cost}
 
 
+def open_journal(folder: Path, settings: Vae) -> optuna.Study:
+    """Open the search's journal, so that a killed search goes on; the defaults are its first trial.
+
+    A trial that a kill cut short is marked as failed and does not count.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    found = optuna.create_study(
+        storage=storage, study_name="vae", direction="maximize", load_if_exists=True
+    )
+    for trial in found.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        found.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    if not finished(found):
+        found.enqueue_trial(defaults(settings), skip_if_exists=False)
+    return found
+
+
+def finished(journal: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that ran to their end, in order; the first is the defaults'."""
+    return journal.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+
 def search(root: Path, study: Study) -> dict:
     """Try settings by a tree of Parzen estimators (Bergstra 2011) on validation people.
 
@@ -85,25 +111,21 @@ def search(root: Path, study: Study) -> dict:
 
 
 def _run(root: Path, folder: Path, study: Study) -> None:
-    """Run what is missing of the defaults and `trials` tries, each a row of their table.
+    """Run what is missing of the defaults and `trials` tries; write their table.
 
-    The sampler is seeded by trial number and told of all rows before, so a search that was killed
-    draws what it would have.
+    The sampler is seeded by trial number, so a search that was killed draws what it would have.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path, asked, total = folder / "trials.json", space(study.vae), study.search.trials + 1
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    while (count := len(rows)) < total:
+    journal, total = open_journal(folder, study.vae), study.search.trials + 1
+    while (count := len(finished(journal))) < total:
         record.progress("search", count, total)
-        sampler = optuna.samplers.TPESampler(seed=1000 * study.search.seed + count)
-        known = optuna.create_study(direction="maximize", sampler=sampler)
-        for row in rows:
-            values = {name: row[name] for name in asked}
-            known.add_trial(
-                optuna.create_trial(params=values, distributions=asked, value=row["psnr_db"])
-            )
-        values = known.ask(asked).params if rows else defaults(study.vae)
-        row = try_out(root, folder / f"trial-{count}", study, record.plain(values))
-        rows.append(record.plain({"trial": count, "default": not rows, **row}))
-        record.write_json(path, rows)
+        journal.sampler = optuna.samplers.TPESampler(seed=1000 * study.search.seed + count)
+        trial = journal.ask(space(study.vae))
+        row = try_out(root, folder / f"trial-{count}", study, trial.params)
+        trial.set_user_attr("row", record.plain(row))
+        journal.tell(trial, row["psnr_db"])
+    rows = [
+        {"trial": number, "default": number == 0, **trial.user_attrs["row"]}
+        for number, trial in enumerate(finished(journal))
+    ]
+    record.write_json(folder / "trials.json", rows)
     record.progress("search", total, total)

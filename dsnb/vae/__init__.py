@@ -1,7 +1,13 @@
 """The normative VAE: how a euploid brain departs from the mean euploid brain, and back."""
 
 from dsnb.vae.features import CODE as FEATURES
-from dsnb.vae.features import FeatureNet, FeatureTask, feature_plan, load_features, train_features
+from dsnb.vae.features import (
+    FeatureNet,
+    FeatureTask,
+    feature_plan,
+    load_features,
+    train_features,
+)
 from dsnb.vae.losses import adversarial_terms, kl_divergence, kl_term
 from dsnb.vae.metrics import (
     effect_kept,
