@@ -11,10 +11,6 @@ import itertools
 import os
 import pickle
 import shutil
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -99,7 +95,7 @@ def set_aside(run: Path, outdated: bool = False) -> Path:
     names = (run.with_name(f"{run.name}-aside-{number}") for number in itertools.count(1))
     target = next(name for name in names if not name.exists())
     told = f"{run.name}: the run there before is kept in "
-    with locked(run):
+    with record.locked(run):
         if outdated:
             target = run.with_name(f"{run.name}-outdated")
             told = f"{run.name}: the outdated run is kept, in place of any earlier one, in "
@@ -166,31 +162,6 @@ def identical(one: object, other: object) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(identical, one, other))
     return one == other
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for one job; a second one is refused with the first one's name."""
-    path = run / ".lock"
-    with record.writing(run):
-        file = path.open("a+")
-    with file:
-        if not record.lock(file, run.name, wait=False):
-            file.seek(0)
-            fix = "wait for it or stop it (a dead job holds no lock)"
-            raise BadInput("E-LOCKED", run.name, "its lock", file.read(), "no other job", fix)
-        file.seek(0)
-        if left := file.read():  # the kernel has dropped the dead holder's lock, not its file
-            record.say(f"{run.name}: its lock was left by a job that is gone ({left})")
-        file.truncate(0)
-        job, since = os.environ.get("SLURM_JOB_ID", "none"), time.strftime("%F %T")
-        file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}, "
-                   f"since {since}")  # fmt: skip
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def check_whole(run: Path, payload: dict, wanted: dict) -> None:

@@ -130,8 +130,8 @@ def test_a_second_job_on_the_folder_is_refused(tmp_path, capsys):
     """Claim: two jobs never write one run; a dead one's lock does not block, and is explained."""
     (tmp_path / ".lock").write_text("host gone, process 1")
     hold = (
-        "import sys, pathlib; from dsnb import checkpoints\n"
-        "with checkpoints.locked(pathlib.Path(sys.argv[1])):\n"
+        "import sys, pathlib; from dsnb import record\n"
+        "with record.locked(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     words = [sys.executable, "-c", hold, str(tmp_path)]

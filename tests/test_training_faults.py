@@ -651,7 +651,7 @@ def test_t16_the_same_job_twice_is_refused_by_name(tmp_path, monkeypatch):
     wanted = (
         rf"host {re.escape(socket.gethostname())}, process {os.getpid()}, Slurm job 4711, since 2"
     )
-    with checkpoints.locked(run):
+    with record.locked(run):
         with pytest.raises(BadInput, match="E-LOCKED.*" + wanted):
             trained(run)
         with pytest.raises(BadInput, match="E-LOCKED.*" + wanted):

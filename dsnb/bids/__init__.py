@@ -12,10 +12,4 @@ from dsnb.bids.scans import (
     save_volume,
     sidecar_of,
 )
-from dsnb.bids.tables import (
-    read_participants,
-    read_table,
-    typed,
-    write_dictionary,
-    write_table,
-)
+from dsnb.bids.tables import read_participants, read_table, typed, write_dictionary, write_table

@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dsnb import checks, record
-from dsnb.bids.columns import (
-    MISSING,
-    OF_PERSON,
-    OF_VISIT,
-    ColumnMap,
-    describe_columns,
-    shipped,
-)
+from dsnb.bids.columns import MISSING, OF_PERSON, OF_VISIT, ColumnMap, describe_columns, shipped
 from dsnb.bids.layouts import LAYOUTS, VISIT, Layout, read_analyze, read_layout
 from dsnb.bids.scans import attempt, describe, save_volume
 from dsnb.bids.tables import NUMBERS, write_table, wrong_cells

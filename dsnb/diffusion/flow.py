@@ -17,7 +17,6 @@ import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from sklearn.decomposition import PCA
 from torch import nn
-from torch.nn import functional
 
 from dsnb import checkpoints, dataset, latents, record, space, training
 from dsnb.checks import BadInput
@@ -172,9 +171,8 @@ class FlowTask:
     def loss(self, model: Flow, batch: tuple, noise: Noise) -> dict[str, torch.Tensor]:
         """Return the squared error of the velocity; some rows are trained without conditions."""
         kept = noise.uniform("drop") >= self.settings.drop_condition
-        error = velocity_error(model, batch, noise(batch[0].shape[1:], "start"),
-                               noise.uniform("angle"), kept.float())  # fmt: skip
-        return {"velocity": error}
+        start, share = noise(batch[0].shape[1:], "start"), noise.uniform("angle")
+        return {"velocity": velocity_error(model, batch, start, share, kept.float()).mean()}
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Return the ids of these people."""
@@ -188,7 +186,7 @@ class FlowTask:
             start = keyed_noise(batch[0].shape[1:], 0, rows, draw, self.device, "validation")
             share = torch.full((len(rows),), (draw + 0.5) / draws, device=self.device)
             kept = torch.ones_like(share)
-            errors.append(velocity_error(model, batch, start, share, kept, "none").mean(1))
+            errors.append(velocity_error(model, batch, start, share, kept))
         return {"error": torch.stack(errors).mean(0).cpu().numpy()}
 
     def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
@@ -197,22 +195,14 @@ class FlowTask:
 
 
 def velocity_error(
-    model: Flow,
-    batch: tuple,
-    start: torch.Tensor,
-    share: torch.Tensor,
-    kept: torch.Tensor,
-    reduction: str = "mean",
+    model: Flow, batch: tuple, start: torch.Tensor, share: torch.Tensor, kept: torch.Tensor
 ) -> torch.Tensor:
-    """Return the squared error of dy/da at `share` (B,) of the quarter circle, fp32.
-
-    Its mean, or (B, K) for the reduction `none`.
-    """
+    """Return the mean squared error (B,) of dy/da at `share` (B,) of the quarter circle, fp32."""
     data, conditions = batch
     angle = share * torch.pi / 2
     sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
     found = model(sine * data + cosine * start, angle, conditions, kept).float()
-    return functional.mse_loss(found, cosine * data - sine * start, reduction=reduction)
+    return (found - (cosine * data - sine * start)).square().mean(1)
 
 
 def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -249,15 +239,14 @@ def load(root: Path) -> tuple[Flow, dict]:
     """
     payload = checkpoints.require(root / "runs/diffusion")
     identity, state = payload["identity"], payload["ema"]
-    expected = {"runs/vae": record.require(root, "runs/vae"), "prediction": PREDICTION,
-                "conditions": len(CONDITIONS)}  # fmt: skip
-    seen = {"runs/vae": identity["parents"].get("runs/vae"),
-            "prediction": identity["settings"].get("prediction"),
-            "conditions": len(state["condition_mean"])}  # fmt: skip
-    for name, wanted in expected.items():
-        if seen[name] != wanted:
+    for name, seen, wanted in (
+        ("runs/vae", identity["parents"].get("runs/vae"), record.require(root, "runs/vae")),
+        ("prediction", identity["settings"].get("prediction"), PREDICTION),
+        ("conditions", len(state["condition_mean"]), len(CONDITIONS)),
+    ):
+        if seen != wanted:
             fix = "train the diffusion model again (stage 07_diffusion)"
-            raise BadInput("E-MISMATCH", "runs/diffusion", name, seen[name], str(wanted), fix)
+            raise BadInput("E-MISMATCH", "runs/diffusion", name, seen, str(wanted), fix)
     record.require(root, "runs/diffusion")
     kept = {name: identity["settings"][name] for name in ("width", "blocks")}
     flow = Flow(Diffusion(**kept), len(state["spread"]), tuple(state["latent_shape"].tolist()))

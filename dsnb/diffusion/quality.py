@@ -78,14 +78,7 @@ def evaluate(root: Path, study: Study) -> dict:
     decode(flow, decoder, people, slice(0, 8), settings)
     seconds = (time.perf_counter() - began) / len(people)
     stats = training.read_stats(root / "runs/diffusion")
-    validated = stats.dropna(subset=["score"])
-    tables = {
-        "spectrum": spectra,
-        "guidance": guidance_table(root, study),
-        "validation": validated[["seen", "score", "velocity"]].to_dict("records"),
-        "people": dataset.load_table(root, "synthetic")["group"].value_counts().to_dict(),
-        "reasons": {},
-    }
+    tables = {"spectrum": spectra, "guidance": guidance_table(root, study), "reasons": {}}
     headline = {
         "sampler_steps": study.diffusion.steps,
         "guidance": study.diffusion.guidance,

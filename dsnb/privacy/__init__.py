@@ -107,6 +107,4 @@ def _tests(root: Path, study: Study, rows: dict, table: pd.DataFrame, volumes) -
     planted = copies.plant(volumes[originals], draw, settings.seed)
     near, tables = copies.neighbours(library, sides, planted, settings.tail)
     attack, tables["attacks"] = attacks.membership(root, study, rows)
-    overfitted, people = attacks.overfit(root, study)
-    tables["overfit_people"] = people
-    return near | attack | {"overfit_attack_auc": overfitted}, tables
+    return near | attack | {"overfit_attack_auc": attacks.overfit(root, study)}, tables

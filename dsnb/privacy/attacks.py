@@ -52,18 +52,14 @@ def losses(model: diffusion.Flow, z: np.ndarray, table: pd.DataFrame, draws: int
     start = keyed_noise(data.shape[1:], 0, np.arange(count), 0, device, "attack")
     share = torch.tensor(SHARES, device=device).repeat_interleave(draws)
     kept = torch.ones(count, device=device)
-    errors = [
-        velocity_error(
-            model, (one.expand(count, -1), wish.expand(count, -1)), start, share, kept
-        ).item()
-        for one, wish in zip(data, conditions)
-    ]
+    pairs = ((one.expand(count, -1), wish.expand(count, -1)) for one, wish in zip(data, conditions))
+    errors = [velocity_error(model, pair, start, share, kept).mean().item() for pair in pairs]
     outside = ((z - model.expand(data)) / model.latent_sd).square().flatten(1).mean(1)
     return {"loss": np.array(errors), "span": outside.cpu().numpy()}
 
 
-def overfit(root: Path, study: Study) -> tuple[float, int]:
-    """Train a flow on few people far too long; return the attack's AUC on it, and their number.
+def overfit(root: Path, study: Study) -> float:
+    """Train a flow on few people far too long; return the attack's AUC on it.
 
     Non-members are other generator people, alike in all but the training of the flow.
     """
@@ -83,7 +79,7 @@ def overfit(root: Path, study: Study) -> tuple[float, int]:
         training.train(Path(folder), task, replace(plan, checkpoint_every=volumes), {})
     loss = losses(task.model.eval(), z[rows], table.iloc[rows], settings.draws)["loss"]
     member = np.isin(np.arange(len(rows)), chosen)
-    return attack_auc(loss[member], loss[~member], ds[member], ds[~member])[0], len(chosen)
+    return attack_auc(loss[member], loss[~member], ds[member], ds[~member])[0]
 
 
 def membership(root: Path, study: Study, halves: dict[str, np.ndarray]) -> tuple[dict, list]:

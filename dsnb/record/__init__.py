@@ -5,6 +5,7 @@ from dsnb.record.files import (
     code_digest,
     digest,
     lock,
+    locked,
     plain,
     progress,
     provenance,

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -138,6 +139,31 @@ def say(text: str) -> None:
     emit({"say": text})
 
 
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for one job; a second one is refused with the first one's name."""
+    path = run / ".lock"
+    with writing(run):
+        file = path.open("a+")
+    with file:
+        if not lock(file, run.name, wait=False):
+            file.seek(0)
+            fix = "wait for it or stop it (a dead job holds no lock)"
+            raise BadInput("E-LOCKED", run.name, "its lock", file.read(), "no other job", fix)
+        file.seek(0)
+        if left := file.read():  # the kernel has dropped the dead holder's lock, not its file
+            say(f"{run.name}: its lock was left by a job that is gone ({left})")
+        file.truncate(0)
+        job, since = os.environ.get("SLURM_JOB_ID", "none"), time.strftime("%F %T")
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}, Slurm job {job}, "
+                   f"since {since}")  # fmt: skip
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 _last_progress = [0.0]
 
 
@@ -162,7 +188,7 @@ def commit() -> dict:
 
 
 def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
-    """Describe a run: verb, settings and digest, parents' keys, commit, versions, threads."""
+    """Describe a run: verb, settings, parents' keys, commit, versions, threads."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -171,7 +197,6 @@ def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
     return {
         "verb": verb,
         "settings": plain(settings),
-        "settings_digest": digest(plain(settings)),
         "parents": parents,
         **commit(),
         "python": platform.python_version(),

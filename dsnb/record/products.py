@@ -14,6 +14,7 @@ from dsnb.record.files import (
     code_digest,
     digest,
     lock,
+    locked,
     plain,
     provenance,
     say,
@@ -162,7 +163,9 @@ def _open(product: Product, root: Path, keep: Callable[[Path, dict], None] | Non
             "E-FOREIGN", name, "this folder", "files that dsnb did not write", "an empty folder",
             "move them away or give another data root",
         )  # fmt: skip
-    _check_idle(folder, name)
+    if (folder / ".lock").is_file():
+        with locked(folder):  # not while a training holds it
+            pass
     if keep:
         keep(folder, note)
     if why:
@@ -171,14 +174,3 @@ def _open(product: Product, root: Path, keep: Callable[[Path, dict], None] | Non
     folder.mkdir(parents=True)
     write_text(begun, product.key)
     return product
-
-
-def _check_idle(folder: Path, name: str) -> None:
-    """Refuse (E-LOCKED) to clear a folder whose `.lock` a training holds."""
-    path = folder / ".lock"
-    if path.is_file():
-        with path.open("a+") as file:
-            if not lock(file, name, wait=False):
-                file.seek(0)
-                fix = "wait for it or stop it"
-                raise BadInput("E-LOCKED", name, "its lock", file.read(), "no other job", fix)

@@ -1,12 +1,7 @@
 """Benchmarks: networks against CPU time, calculated costs, and data-parallel training."""
 
 from dsnb.scaling.cost import bench_cost, calculate, measure
-from dsnb.scaling.parallel import (
-    CODE,
-    bench,
-    race,
-    resumes_identically,
-)
+from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.tables import (
     MEASURES,

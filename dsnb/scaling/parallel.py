@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -21,8 +22,7 @@ import numpy as np
 import torch
 
 from dsnb import checkpoints, distributed, record, training, vae
-from dsnb.config import Scaling, Study, Training, Vae, replace, vae_settings
-from dsnb.search import count_cost
+from dsnb.config import Scaling, Study, Training, Vae, replace
 from dsnb.training.clock import host_peak_mib
 
 CODE = ("scaling/parallel", "checkpoints", "training/loop", *vae.CODE)
@@ -34,160 +34,110 @@ def _plan(study: Study) -> Training:
     return replace(study.vae.training, batch=study.scaling.batch, accumulate=1)
 
 
-class _Worker:
-    """One process of an arrangement: a training that takes some steps whenever it is told to."""
+def _work(pipe: Connection, place: dict, threads: int, root: Path, settings: Vae) -> None:
+    """Be one process of an arrangement: take as many steps as the pipe says, again and again.
 
-    def __init__(self, root: Path, settings: Vae, ranks: distributed.Ranks):
-        self.ranks, self.plan = ranks, settings.training
-        self.task = vae.VaeTask(root, settings, ranks.device)
-        self.state = training.State(self.task, self.plan, {}, ranks)
-
-    def steps(self, count: int) -> dict:
-        """Take `count` steps together with the other ranks; seconds and losses."""
-        distributed.any_over_ranks(False, self.ranks.device)  # all are here
-        began, losses = time.perf_counter(), []
-        for _ in range(count):
-            seen = self.state.counts["seen"]
-            rows = distributed.ordered_rows(self.task.rows, self.plan.seed, seen, self.plan.batch)
-            loss = training.step(self.state, self.task, rows, self.ranks)["loss"]
-            losses.append(loss.hex())  # every bit: results files round to six digits
-        seconds = time.perf_counter() - began
-        return {"seconds": seconds, "losses": losses, "peak_mib": host_peak_mib()}
-
-
-def work(root: Path, folder: Path) -> None:
-    """Be one process of an arrangement: answer each `go-<n>` file with `done-<n>.json`."""
-    plan = json.loads((folder / "plan.json").read_text())
-    settings = vae_settings(plan["vae"] | {"training": plan["training"]})
+    Each answer holds seconds, losses and peak memory.
+    """
+    os.environ |= place
+    torch.set_num_threads(threads)
+    plan = settings.training
     with distributed.joined() as ranks:
-        worker = _Worker(root, settings, ranks)
-        for number in range(plan["rounds"] + 1):  # the first is a warm-up
-            if ranks.first:
-                _wait(folder / f"go-{number}")
-            answer = worker.steps(plan["steps"])
-            if ranks.first:
-                record.write_json(folder / f"done-{number}.json", answer)
-
-
-def _wait(path: Path, process: subprocess.Popen | None = None) -> None:
-    """Wait for a file; RuntimeError when it does not come or the process that owes it is gone."""
-    ends = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        gone = process is not None and process.poll() is not None
-        if gone or time.monotonic() > ends:
-            told = (path.parent / "log.txt").read_text()[-2000:]
-            raise RuntimeError(f"the benchmark's {path.name} did not come: {told}")
-        time.sleep(0.01)
+        task = vae.VaeTask(root, settings, ranks.device)
+        state = training.State(task, plan, {}, ranks)
+        while True:
+            count = pipe.recv()
+            distributed.any_over_ranks(False, ranks.device)  # all are here
+            began, losses = time.perf_counter(), []
+            for _ in range(count):
+                seen = state.counts["seen"]
+                rows = distributed.ordered_rows(task.rows, plan.seed, seen, plan.batch)
+                loss = training.step(state, task, rows, ranks)["loss"]
+                losses.append(loss.hex())  # every bit: results files round to six digits
+            seconds = time.perf_counter() - began
+            pipe.send({"seconds": seconds, "losses": losses, "peak_mib": host_peak_mib()})
 
 
 @contextmanager
-def arrangement(
-    root: Path, folder: Path, study: Study, processes: int, rounds: int | None = None
-) -> Iterator:
-    """Keep an arrangement of processes alive; yields a function that runs a round by number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("go-*"), *folder.glob("done-*")):
-        old.unlink()
-    scaling = study.scaling
-    plan = {"rounds": scaling.rounds if rounds is None else rounds, "steps": scaling.steps}
-    plan |= {"vae": asdict(study.vae), "training": asdict(_plan(study))}
-    record.write_json(folder / "plan.json", plan)
-    threads = max(1, max(scaling.processes) // processes)
-    search_path = os.pathsep.join([str(record.HOME.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONPATH": search_path,
-    }
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # one machine needs no name service
-    with (folder / "log.txt").open("w") as log:
-        words = [*_torchrun(processes), "-m", "dsnb.scaling.parallel", str(root), str(folder)]
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-
-        def go(number: int) -> dict:
-            (folder / f"go-{number}").touch()
-            _wait(folder / f"done-{number}.json", process)
-            return json.loads((folder / f"done-{number}.json").read_text())
-
-        try:
-            yield go
-        finally:
-            process.terminate()  # the launcher passes it on
-            process.wait(timeout=60)
-
-
-def _torchrun(processes: int) -> list[str]:
-    """Return the launcher's words for some processes on this machine, at a free port."""
+def arrangement(root: Path, study: Study, processes: int) -> Iterator[Callable[[], dict]]:
+    """Keep an arrangement of processes alive; yields a function that runs one round."""
+    fresh, threads = get_context("spawn"), max(1, max(study.scaling.processes) // processes)
+    settings, workers = replace(study.vae, training=_plan(study)), []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    return [*words, "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place["WORLD_SIZE"] = str(processes)
+    if sys.platform == "linux":
+        place["GLOO_SOCKET_IFNAME"] = "lo"  # one machine needs no name service
+    for rank in range(processes):
+        ours, theirs = fresh.Pipe()
+        own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = fresh.Process(target=_work, args=(theirs, own, threads, root, settings))
+        process.start()
+        theirs.close()  # or the end of the process would not be heard
+        workers.append((process, ours))
+
+    def go() -> dict:
+        for _, pipe in workers:
+            pipe.send(study.scaling.steps)
+        try:
+            if all(pipe.poll(PATIENCE_S) for _, pipe in workers):
+                return [pipe.recv() for _, pipe in workers][0]
+        except (EOFError, OSError):
+            raise RuntimeError("a process of the benchmark ended: see its last words") from None
+        raise RuntimeError(f"the benchmark's round did not end within {PATIENCE_S} s")
+
+    try:
+        yield go
+    finally:
+        for process, _ in workers:
+            process.terminate()
 
 
-def race(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
+def race(root: Path, study: Study) -> dict[str, list[dict]]:
     """Let all arrangements step in turns; their rounds, warm-up first, by name `1x2`, `2x1`."""
     scaling, goes = study.scaling, {}
     with ExitStack() as stack:
         for processes in scaling.processes:
             name = f"{processes}x{max(scaling.processes) // processes}"
-            held = arrangement(root, folder / name, study, processes)
-            goes[name] = stack.enter_context(held)
+            goes[name] = stack.enter_context(arrangement(root, study, processes))
         answers = {name: [] for name in goes}
         for number in range(scaling.rounds + 1):
             turns = list(goes)[:: 1 if number % 2 else -1]  # who goes first alternates
             for name in turns:
-                answers[name].append(goes[name](number))
+                answers[name].append(goes[name]())
             record.progress("bench", number, scaling.rounds)
     return answers
 
 
-def train_alike(root: Path, folder: Path, study: Study) -> dict[str, list[dict]]:
+def train_alike(root: Path, study: Study) -> dict[str, list[dict]]:
     """Let more processes than cores take the first steps; their rounds by name, as of `race`."""
-    scaling, name = study.scaling, f"{study.scaling.parity_processes}x1"
-    processes, rounds = scaling.parity_processes, -(-scaling.parity_steps // scaling.steps)
+    scaling, processes = study.scaling, study.scaling.parity_processes
     if not processes:
         return {}
-    with arrangement(root, folder / name, study, processes, rounds - 1) as go:
-        return {name: [go(number) for number in range(rounds)]}
-
-
-class _Cut(Exception):
-    """The end that `resumes_identically` puts to its first training."""
-
-
-class _CutTask(vae.VaeTask):
-    """A task that dies as it loads batch number `after`."""
-
-    after = -1
-
-    def load(self, rows: np.ndarray) -> torch.Tensor:
-        self.after -= 1
-        if self.after == -1:
-            raise _Cut
-        return super().load(rows)
+    with arrangement(root, study, processes) as go:
+        rounds = -(-scaling.parity_steps // scaling.steps)
+        return {f"{processes}x1": [go() for _ in range(rounds)]}
 
 
 def resumes_identically(root: Path, folder: Path, study: Study, steps: int = 3) -> bool:
-    """Train 2 x `steps` steps at once, and broken off after `steps` and resumed; compare all bits.
+    """Train 2 x `steps` steps, then the second half again from the checkpoint between; compare.
 
-    Weights, their average, optimizer and counters are compared, since a lost average leaves the
-    losses as they were.
+    Weights, their average, optimizer and counters are compared to the bit, since a lost average
+    leaves the losses as they were.
     """
-    plan, ends = _plan(study), []
+    plan, whole, ends = _plan(study), folder / "whole", []
     every = plan.batch * steps
     plan = replace(plan, volumes=2 * every, checkpoint_every=every, validate_every=2 * every)
     settings = replace(study.vae, training=plan)
-    for name, cuts in (("whole", (-1,)), ("broken", (steps + 1, -1))):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for cut in cuts:
-            task = _CutTask(root, settings, torch.device("cpu"))
-            task.after = cut
-            with suppress(_Cut):
-                training.train(folder / name, task, plan, {})
-        ends.append(checkpoints.require(folder / name, "seen"))
-        shutil.rmtree(folder / name)
+    for run in (whole, folder / "resumed"):
+        run.mkdir(parents=True, exist_ok=True)
+        if run != whole:
+            shutil.copy(checkpoints.listed(whole)[-1], run)
+        training.train(run, vae.VaeTask(root, settings, torch.device("cpu")), plan, {})
+        ends.append(checkpoints.require(run, "seen"))
+    for run in (whole, folder / "resumed"):
+        shutil.rmtree(run)
     return ends[0]["seen"] == plan.volumes and checkpoints.identical(*ends)
 
 
@@ -196,13 +146,10 @@ def bench(root: Path, study: Study) -> dict:
     settings = {"scaling": asdict(study.scaling), "vae": asdict(study.vae)}
     product = record.begin(root, "runs/scaling", "bench", settings, ("prepared",), CODE)
     if not product.done:
-        rounds = race(root, product.folder, study)
-        alike = train_alike(root, product.folder, study)
         found = {
-            "rounds": rounds,
-            "alike": alike,
+            "rounds": race(root, study),
+            "alike": train_alike(root, study),
             "resume_identical": resumes_identically(root, product.folder, study),
-            "gigaflop": count_cost(vae.VaeTask(root, study.vae, torch.device("cpu")))["gigaflop"],
             "cores": os.cpu_count(),
         }
         record.write_json(product.folder / "bench.json", found)
@@ -249,15 +196,7 @@ def _results(found: dict, scaling: Scaling) -> dict:
         "parity": [{"step": n, **{name: losses[name][n] for name in losses},
                     **{f"gap_{name}": gap[n] for name, gap in gaps.items()}}
                    for n in range(len(losses[one]))],
-        "gigaflop_per_volume": found["gigaflop"],
         "reasons": reasons,
     }  # fmt: skip
-    timing = {
-        "volumes_per_second": median(speeds[one]), "arrangements": rows, "rounds": speeds,
-        "cores": found["cores"],
-    }  # fmt: skip
+    timing = {"volumes_per_second": median(speeds[one]), "arrangements": rows}
     return {"headline": headline, "tables": record.plain(tables), "timing": record.plain(timing)}
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))

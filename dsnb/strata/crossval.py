@@ -14,7 +14,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dsnb import record
@@ -64,13 +64,14 @@ def ordinal_auroc(target: np.ndarray, probability: np.ndarray) -> float:
     return float(np.mean([auroc(target >= c, probability[:, c:].sum(1)) for c in cuts]))
 
 
-def _scaler() -> Pipeline:
-    """Return the step before the classifier: median for what is missing, then unit variance.
+def _scale(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both for the classifier: median for what is missing, then unit variance, of train.
 
     Whitened components with a strong penalty come close to linear discriminant analysis with a
     shrunken covariance; components in their own variance found less.
     """
-    return make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    steps = make_pipeline(SimpleImputer(strategy="median"), StandardScaler()).fit(train)
+    return steps.transform(train), steps.transform(test)
 
 
 def _classifier(penalty: float) -> LogisticRegression:
@@ -97,8 +98,7 @@ def _choose(
     inner = StratifiedGroupKFold(settings.inner_folds, shuffle=True, random_state=settings.seed)
     scores: dict[tuple[int, float], list[float]] = {}
     for train, test in inner.split(features, target, families):
-        scaler = _scaler().fit(features[train])
-        fitted, others = scaler.transform(features[train]), scaler.transform(features[test])
+        fitted, others = _scale(features[train], features[test])
         for width, penalty in product(widths, settings.penalties):
             model = _classifier(penalty).fit(fitted[:, :width], target[train])
             found = ordinal_auroc(target[test], model.predict_proba(others[:, :width]))
@@ -132,9 +132,8 @@ def predict(
         most = max(settings.components)
         fitted, others, count = _reduce(kernel, extras, train, test, most)
         widths = sorted({min(c, count) + extras.shape[1] for c in settings.components})
-        scaler = _scaler().fit(fitted)
         width, penalty = _choose(fitted, target[train], families[train], widths, settings)
-        fitted, others = scaler.transform(fitted), scaler.transform(others)
+        fitted, others = _scale(fitted, others)
         model = _classifier(penalty).fit(fitted[:, :width], target[train])
         probability[test] = model.predict_proba(others[:, :width])
     return probability
@@ -231,8 +230,7 @@ def permutation_p(
     parts = []
     for train, test in folds:
         fitted, others, _ = _reduce(kernel, empty, train, test, count)
-        scaler = _scaler().fit(fitted)
-        parts.append((train, test, scaler.transform(fitted), scaler.transform(others)))
+        parts.append((train, test, *_scale(fitted, others)))
 
     def statistic(labels: np.ndarray) -> float:
         decision = np.empty(len(labels))

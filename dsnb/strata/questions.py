@@ -10,7 +10,7 @@ from dsnb import bids, dataset, latents, record
 from dsnb.config import Strata, Study
 from dsnb.space import GROUPS, REGIONS, STAGES, covariates
 from dsnb.strata import crossval, structure
-from dsnb.strata.crossval import refuse_seen, site_is_group, too_few
+from dsnb.strata.crossval import site_is_group, too_few
 
 DISCRIMINATION = (
     "bacc_ds_with_size", "auc_ds", "auc_ds_volumes", "auc_ds_confounds", "auc_ds_oracle",
@@ -32,7 +32,6 @@ class People:
         rows = np.concatenate([dataset.select(table, group) for group in groups])
         rows = rows[table["seen_by"].iloc[rows].isin(["", "n/a"]).to_numpy()]
         self.table = table.iloc[rows].reset_index(drop=True)
-        refuse_seen(self.table)
         self.families = self.table["family"].to_numpy(str)
         self.target = (self.table["group"] == "DS").to_numpy(int)
         self.kernel = dot_products(z[rows], statistics)
@@ -194,9 +193,8 @@ def stratify(people: People, settings: Strata) -> Part:
     size = np.log(people.volumes[rows].sum(1))
     nuisance = np.column_stack([covariates(people.table.iloc[rows]), size])
     found = structure.search(people.kernel[np.ix_(rows, rows)], nuisance, settings)
-    labels, stages = found.pop("labels"), people.table["stage"].iloc[rows].to_numpy(str)
-    table = {"strata": found, "strata_stages": pd.crosstab(labels, stages).to_dict("index")}
-    return {"strata_false_discovery": found["false_discovery"]}, table, {}
+    found.pop("labels")
+    return {"strata_false_discovery": found["false_discovery"]}, {"strata": found}, {}
 
 
 def analyse(root: Path, study: Study) -> dict:

@@ -29,64 +29,54 @@ def train(
     """Train `task` for `settings.volumes` volumes in the run folder, or go on where it stopped.
 
     `weights`: a checkpoint's payload whose weights a new training starts from. Returns step, seen,
-    skipped, best score and seconds of this call. Refuses a global batch that does not divide, ranks
-    that differ, a locked folder, another identity, and five steps in a row that diverged. USR1 and
-    TERM save a checkpoint and raise `Stopped`.
+    skipped and best score. Refuses a global batch that does not divide, ranks that differ, a locked
+    folder, another identity, and five steps in a row that diverged. USR1 and TERM save a checkpoint
+    and raise `Stopped`.
     """
     with (
         distributed.joined() as ranks,
         Watch(task.names, ranks, settings.patience_s) as watch,
-        checkpoints.locked(run) if ranks.first else nullcontext(),
+        record.locked(run) if ranks.first else nullcontext(),
     ):
-        return _train(run, task, settings, identity, ranks, watch, weights)
-
-
-def _train(
-    run: Path, task: Task, settings: Training, identity: dict, ranks: Ranks, watch: Watch,
-    weights: dict | None,
-) -> dict:  # fmt: skip
-    _check_ranks(task, settings, identity, ranks)
-    began = time.perf_counter()
-    state = State(task, settings, record.plain(identity), ranks)
-    saved = distributed.from_first(ranks, lambda: checkpoints.newest(run))
-    if saved:
-        state.restore(run, saved)
-    elif weights:
-        state.take_weights(run, weights)
-    counts, keeper = state.counts, _Keeper(run, state, settings)
-    if ranks.first:
-        _begin(run, state, identity, ranks)
-        if weights and not saved:
-            keeper.save("seen")  # or a kill before the first one would start from zero
-    while counts["seen"] < settings.volumes:
-        started = time.perf_counter()
-        rows = distributed.ordered_rows(task.rows, settings.seed, counts["seen"], settings.batch)
-        entry = step(state, task, rows, ranks, watch)
-        entry["seconds"] = time.perf_counter() - started
-        if counts["in_a_row"] >= PATIENCE:
-            raise _diverged(run, task.names(rows))
-        if _due(counts["seen"], settings.validate_every, settings):
-            found, better = assess(state, task, ranks, watch)
-            entry |= found
-            if better and ranks.first:
-                watch.note("saving")
-                keeper.save("best")
+        _check_ranks(task, settings, identity, ranks)
+        state = State(task, settings, record.plain(identity), ranks)
+        saved = distributed.from_first(ranks, lambda: checkpoints.newest(run))
+        if saved:
+            state.restore(run, saved)
+        elif weights:
+            state.take_weights(run, weights)
+        counts, keeper = state.counts, _Keeper(run, state, settings)
         if ranks.first:
-            watch.note("writing")
-            log.append(run, entry | keeper.cost())
-            if _due(counts["seen"], settings.checkpoint_every, settings) or keeper.late():
-                keeper.save("seen")
-            record.progress(f"train {run.name}", counts["seen"], settings.volumes)
-        if state.stopping and counts["seen"] < settings.volumes:
-            distributed.from_first(ranks, lambda: keeper.leave(watch.signal))
-            raise Stopped(f"{run.name}: stopped and saved after {counts['seen']} volumes")
-    if ranks.first:
-        log.amend(run, keeper.cost())
-    seconds = time.perf_counter() - began
-    return {k: counts[k] for k in ("step", "seen", "skipped")} | {
-        "best": state.best,
-        "seconds": seconds,
-    }
+            _begin(run, state, identity, ranks)
+            if weights and not saved:
+                keeper.save("seen")  # or a kill before the first one would start from zero
+        while counts["seen"] < settings.volumes:
+            started = time.perf_counter()
+            rows = distributed.ordered_rows(
+                task.rows, settings.seed, counts["seen"], settings.batch
+            )
+            entry = step(state, task, rows, ranks, watch)
+            entry["seconds"] = time.perf_counter() - started
+            if counts["in_a_row"] >= PATIENCE:
+                raise _diverged(run, task.names(rows))
+            if _due(counts["seen"], settings.validate_every, settings):
+                found, better = assess(state, task, ranks, watch)
+                entry |= found
+                if better and ranks.first:
+                    watch.note("saving")
+                    keeper.save("best")
+            if ranks.first:
+                watch.note("writing")
+                log.append(run, entry | keeper.cost())
+                if _due(counts["seen"], settings.checkpoint_every, settings) or keeper.late():
+                    keeper.save("seen")
+                record.progress(f"train {run.name}", counts["seen"], settings.volumes)
+            if state.stopping and counts["seen"] < settings.volumes:
+                distributed.from_first(ranks, lambda: keeper.leave(watch.signal))
+                raise Stopped(f"{run.name}: stopped and saved after {counts['seen']} volumes")
+        if ranks.first:
+            log.amend(run, keeper.cost())
+        return {k: counts[k] for k in ("step", "seen", "skipped")} | {"best": state.best}
 
 
 def _check_ranks(task: Task, settings: Training, identity: dict, ranks: Ranks) -> None:

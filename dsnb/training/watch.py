@@ -47,10 +47,6 @@ class Watch:
         step, turn, *_ = self._now
         self._now = (step, turn + 1, doing, rows, time.monotonic())
 
-    def story(self) -> str:
-        """Return what this rank does, in words: step, doing and subjects."""
-        return _words(self._note())
-
     def _note(self) -> dict:
         step, turn, doing, rows, since = self._now
         subjects = list(self._names(np.asarray(rows[:SHOWN]))) if len(rows) else []
@@ -76,7 +72,7 @@ class Watch:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if error is not None:
-            error.add_note(self.story())
+            error.add_note(_words(self._note()))
 
     def _hear(self, number: int, frame: object) -> None:
         self.signal = self.signal or signal.Signals(number).name
