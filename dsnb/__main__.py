@@ -20,6 +20,7 @@ from dsnb import (
     pages,
     phantom,
     record,
+    report,
     scaling,
     search,
     vae,
@@ -43,6 +44,7 @@ class Command:
     # `train`: vae or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none or ablations.
+    # `map`: none, or the people (sub-ID) to write a report of from finished maps.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -52,6 +54,8 @@ class Command:
     full: bool = False
     # For `prepare`: this share of the scans, k/n; a run without it collects them all.
     shard: str = "1/1"
+    # For `map sub-ID`: z and q at the voxels of the raw T1w, too.
+    own_space: bool = False
     # For `train`: go on; or keep the old run aside and start from its weights, or from nothing.
     start: Literal["resume", "weights", "scratch"] = "resume"
     # Folder of all products; $DSNB_DATA or `data` where empty.
@@ -113,6 +117,10 @@ def run(command: Command) -> int:
             fix = "say `train vae` or `train diffusion`"
             raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
         trained[model].train(root, study, start=command.start)
+        return 0
+    if verb == "map" and (command.words or command.own_space):
+        names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)
+        report.report(root, study, names, raw, command.own_space)
         return 0
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),

@@ -62,8 +62,7 @@ class Pooling(nn.Module):
         return nn.functional.interpolate(z, scale_factor=4, mode="nearest")
 
 
-@pytest.fixture
-def source() -> Source:
+def make_source() -> Source:
     """People of noise around the template; DS are brighter where their truth says changed."""
     rng = np.random.default_rng(0)
     rows = [
@@ -98,6 +97,12 @@ def source() -> Source:
         encoded = found.model.encode(torch.from_numpy(found.volumes)[:, None])[0]
     found.latents, found.order = encoded.numpy(), np.arange(len(table))
     return found
+
+
+@pytest.fixture
+def source() -> Source:
+    """Return people that a test may change."""
+    return make_source()
 
 
 def with_norm(source: Source, name: str) -> None:

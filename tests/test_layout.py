@@ -24,7 +24,7 @@ ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
     "rivals", "distributed", "checkpoints", "training", "vae", "latents", "norms", "sites",
     "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
-    "figures", "pages", "launcher", "__main__",
+    "figures", "report", "pages", "launcher", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.
 EARLY = {"checks": {"space"}}

@@ -46,6 +46,8 @@ def test_check_prints_and_keeps_one_report(age, code, tmp_path, capsys):
         (["train"], "E-WORDS"),
         (["train", "gan"], "E-MODEL"),
         (["encode", "everything"], "E-WORDS"),
+        (["map", "--own-space"], "E-WORDS"),
+        (["map", "sub-01"], "E-MISSING"),
         (["bench", "everything"], "E-WORDS"),
         (["search", "speed"], "E-WORDS"),
     ],

@@ -9,6 +9,7 @@ from dsnb.figures.charts import (
     plot_spectrum,
     plot_training,
 )  # fmt: skip
+from dsnb.figures.person import plot_report
 from dsnb.figures.quality import plot_sheet, save_checks
-from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices
+from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices, save_figure
 from dsnb.figures.speed import plot_dots, plot_speed

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dsnb import bids, dataset, record, space
-from dsnb.figures.slices import POINT, as_image, draw, mark, open_figure, place
+from dsnb.figures.slices import POINT, as_image, draw, mark, open_figure, place, save_figure
 from dsnb.space import Grid
 from dsnb.volumes import prepared_path
 
@@ -65,12 +65,6 @@ def save_checks(root: Path, grid: Grid) -> None:
             path = bids.sidecar_of(path).with_suffix(".png")
             if not path.is_file():
                 title = f"{entry['participant_id']}: {entry['flag']} (doubt {entry['doubt']:.1f})"
-                _save(plot_check(np.asarray(volumes[row], np.float32), grid, title), path)
+                save_figure(plot_check(np.asarray(volumes[row], np.float32), grid, title), path)
             record.progress("pictures", row + 1, len(table))
-    _save(plot_sheet(volumes, table, grid, named=True), root / "prepared" / "quality.png")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, format="png", metadata={"Software": None})
-    aside.replace(path)
+    save_figure(plot_sheet(volumes, table, grid, named=True), root / "prepared" / "quality.png")

@@ -5,6 +5,7 @@ picture says so. Diverging maps are centred on zero; colours are told apart by t
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -48,6 +49,13 @@ def mark(display: BaseSlicer, title: str) -> None:
     """Write title, sides, coordinates and a 50 mm bar into a picture."""
     display.title(title, size=7, color="white", bgcolor="black")
     display.annotate(size=8, scalebar=True, scale_size=50, scale_units="mm")
+
+
+def save_figure(figure: Figure, path: Path, **how) -> None:
+    """Write a picture whole or not at all; equal figures are equal bytes."""
+    aside = path.with_name(f".{path.name}")
+    figure.savefig(aside, format="png", metadata={"Software": None}, **how)
+    aside.replace(path)
 
 
 def _limit(values: Sequence[np.ndarray]) -> float:
