@@ -41,7 +41,7 @@ class Command:
     """What to run, on which data; every other flag is a setting of the preset."""
 
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
-    # `train`: vae or diffusion. `health`: a run folder, or its name under the data root.
+    # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none or ablations.
     # `map`: none, or the people (sub-ID) to write a report of from finished maps.
@@ -111,11 +111,12 @@ def run(command: Command) -> int:
         print(f"release: {verdict}")
         return 0 if verdict is True else RELEASE_REFUSED
     if verb == "train":
-        (model,) = expect(command, "`train vae` or `train diffusion`", 1)
-        trained = {"vae": vae, "diffusion": diffusion}
+        trained = {"vae": vae, "undo": anomaly.undo, "diffusion": diffusion}
+        known = " or ".join(trained)
+        (model,) = expect(command, f"one model: {known}", 1)
         if model not in trained:
-            fix = "say `train vae` or `train diffusion`"
-            raise BadInput("E-MODEL", "command line", "model", model, "vae or diffusion", fix)
+            fix = "say for example `train vae`"
+            raise BadInput("E-MODEL", "command line", "model", model, known, fix)
         trained[model].train(root, study, start=command.start)
         return 0
     if verb == "map" and (command.words or command.own_space):

@@ -78,9 +78,8 @@ class Maps:
     nuisance: tuple[int, ...] = (0, 20, 80, 160)  # nuisance components, chosen on validation
     smoothing_mm: tuple[float, ...] = (0.0, 6.0, 12.0, 18.0)  # Gaussian FWHM, chosen likewise
     # Whose z, p and q are written: the plain winner until a deep norm beats it.
-    norm: Literal["tbm", "tbm_pca", "regions", "vbm", "image", "pca", "latent", "restoration"] = (
-        "tbm"
-    )
+    norm: Literal["tbm", "tbm_pca", "regions", "vbm", "image", "pca", "latent", "restoration",
+                  "undo"] = "tbm"  # fmt: skip
     group_smoothing_mm: float = 6.0  # FWHM of group maps: they need less than one person's [E]
     permutations: int = 500  # of people, behind the corrected p of group maps
     q: float = 0.05  # false-discovery rate
@@ -92,6 +91,18 @@ class Maps:
     changes: int = 1  # generic changes planted on each validation euploid, for tuning
     bootstraps: int = 1000
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class Undo:
+    """The network that has learnt, on euploids, to give back planted volume changes."""
+
+    planted: int = 100  # fit people changed and registered again; 200 taught no more
+    widths: tuple[int, ...] = (32, 64, 96)  # channels of the levels of a U-Net at half resolution
+    training: Training = field(
+        default_factory=lambda: Training(volumes=6_000, batch=4, lr=2e-3, weight_decay=1e-3,
+                                         checkpoint_every=2_000)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,7 @@ class Study:
     cohort: Cohort = field(default_factory=Cohort)
     vae: Vae = field(default_factory=Vae)
     maps: Maps = field(default_factory=Maps)
+    undo: Undo = field(default_factory=Undo)
     sites: Sites = field(default_factory=Sites)
     strata: Strata = field(default_factory=Strata)
     diffusion: Diffusion = field(default_factory=Diffusion)
@@ -209,6 +221,7 @@ SMOKE = Study(
     Vae(width=16, blocks=1, channels=4, training=Training(volumes=96, checkpoint_every=32,
                                                           validate_every=48)),
     Maps(nuisance=(0, 5), smoothing_mm=(0.0, 6.0), demons_iterations=8, bootstraps=100),
+    Undo(8, (8, 16), Training(volumes=96, batch=4, checkpoint_every=48, validate_every=48)),
     Sites(draws=5),
     Strata(outer_folds=3, components=(5, 10), penalties=(0.1, 1.0), permutations=20,
            bootstraps=100, null_draws=5),

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft, ndimage, stats
+from scipy.spatial import cKDTree
 
 from dsnb.checks import BadInput
 from dsnb.rivals import log_determinant, warp
-from dsnb.space import Grid
+from dsnb.space import Grid, load_template
 
 SQUARINGS = 4  # of a generic change's velocity, so that it does not fold
 SD_FLOOR = 0.1  # of the median SD: a voxel that never varies must not shout
@@ -164,14 +165,16 @@ def smooth(maps: np.ndarray, brain: np.ndarray, fwhm_mm: float, grid: Grid) -> n
 def generic_change(
     brain: np.ndarray, grid: Grid, seed: int, share: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a volume change that knows no disease, for tuning: displacement and its truth.
+    """Draw a volume change that knows no disease: displacement and its truth.
 
-    Even seeds give a random smooth field, odd ones ellipsoids that swell or shrink at the cost of
-    their neighbourhood. Returns the backward displacement (3, X, Y, Z) in mm and the log volume
-    change in the changed grid (X, Y, Z); about `share` of the brain changes by more than 0.1.
+    By seed in turn a random smooth field, ellipsoids, or random parcels of one tissue, which swell
+    or shrink at the cost of their neighbourhood. Returns the backward displacement (3, X, Y, Z) in
+    mm and the log volume change in the changed grid (X, Y, Z); about `share` of the brain changes
+    by more than 0.1.
     """
     rng = np.random.default_rng([seed, 20])
-    field = _ellipsoids(brain, grid, rng) if seed % 2 else _random_field(brain, grid, rng)
+    draw = (_random_field, _ellipsoids, _parcels)[seed % 3]
+    field = draw(brain, grid, rng)
     slope = np.abs(log_determinant(field * np.float32(1e-3), grid.voxel_mm)[brain]) * 1e3
     field = field * np.float32(0.1 / max(float(np.quantile(slope, 1 - share)), 1e-6) / 2**SQUARINGS)
     for _ in range(SQUARINGS):
@@ -196,7 +199,36 @@ def _ellipsoids(brain: np.ndarray, grid: Grid, rng: np.random.Generator) -> np.n
         radii = rng.uniform(8, 24, 3).astype(np.float32).reshape(3, 1, 1, 1)
         blob = np.exp(-((((mm - centre) / radii) ** 2).sum(0) ** 2))
         source += rng.choice([-1, 1]) * rng.uniform(0.7, 1.3) * blob
-    source -= ndimage.gaussian_filter(source, 15 / grid.voxel_mm)
+    return _gradient_flow(source, grid, 15.0)
+
+
+def _parcels(brain: np.ndarray, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Return the flow (3, X, Y, Z) of random parcels, each of one tissue: a sulcus, or its gyrus.
+
+    Parcels are what is nearest to random places of a wrinkled space; no atlas draws them.
+    """
+    template, mm = load_template(grid), grid.coordinates_mm()
+    tissues = template.gm, template.wm, template.csf, template.gm + template.wm
+    centres = mm[:, brain][:, rng.integers(0, brain.sum(), rng.integers(15, 60))]
+    for part in mm:  # 9 mm smooth, some 10 mm deep
+        noise = rng.standard_normal(grid.shape).astype(np.float32)
+        wrinkle = ndimage.gaussian_filter(noise, 9 / grid.voxel_mm)
+        part += np.float32(10 / wrinkle.std()) * wrinkle
+    parcel = cKDTree(centres.T).query(mm.reshape(3, -1).T)[1].reshape(grid.shape)
+    source = np.zeros(grid.shape, np.float32)
+    for number in np.flatnonzero(rng.random(centres.shape[1]) < 0.5):
+        tissue = tissues[rng.integers(len(tissues))]
+        source += np.float32(rng.standard_normal()) * tissue * (parcel == number)
+    source = brain * ndimage.gaussian_filter(source, 2 / grid.voxel_mm)
+    return _gradient_flow(source, grid, rng.uniform(8, 20))
+
+
+def _gradient_flow(source: np.ndarray, grid: Grid, far_mm: float) -> np.ndarray:
+    """Return grad(phi) (3, X, Y, Z), laplace(phi) = source (X, Y, Z) less its mean within far_mm.
+
+    What grows takes its room from the neighbourhood.
+    """
+    source = source - ndimage.gaussian_filter(source, far_mm / grid.voxel_mm)
     waves = [2 * np.pi * fft.fftfreq(size, grid.voxel_mm) for size in grid.shape]
     k = np.stack(np.meshgrid(*waves, indexing="ij")).astype(np.float32)
     energy = (k**2).sum(0)

@@ -93,11 +93,11 @@ def find(table: pd.DataFrame, names: Sequence[str]) -> list[int]:
 def fit(source: Source, choice: dict) -> Norm:
     """Fit the norm of a study at its chosen components and smoothing, calibration and regions."""
     candidate = BY_NAME[choice["norm"]]
-    everybody = source.people(source.rows("euploid", "fit"), decoded=False)
+    everybody = source.people(source.rows("euploid", "fit"))
     features = getattr(everybody, candidate.features)
     model = ComponentNorm.fit(features, everybody.covariates, choice["components"])
     rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
-    scale, known = (source.people(some, decoded=candidate.deep) for some in rows)
+    scale, known = (source.people(some) for some in rows)
     fitted = tuning.fit(candidate, model, choice, scale, source)
     rate = source.study.maps.q
     calibration = Calibration.fit(fitted.z(known), fitted.normative.freedom, rate)
@@ -119,7 +119,7 @@ def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
     bids.describe(folder, "dsnb reports of single people", "prepared")
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
         new, started = Path(aside) / name, time.perf_counter()
-        people = source.people(np.array([row]), norm.fitted.candidate.deep, moved=of_volume)
+        people = source.people(np.array([row]), moved=of_volume)
         z, _, q = maps.write_people(Path(aside), norm.fitted, [row], people, norm.calibration)
         told = f"{time.perf_counter() - started:.1f} s from the prepared volume to the maps"
         record.say(f"report: {name}: {told}" + ", registration included" * of_volume)

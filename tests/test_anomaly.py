@@ -14,6 +14,7 @@ from dsnb.anomaly import maps, metrics, regions, tuning
 from dsnb.anomaly.people import (
     BY_NAME,
     CANDIDATES,
+    PRIMARY,
     People,
     Source,
     grey_matter,
@@ -76,6 +77,7 @@ def make_source() -> Source:
     table["age"], table["site"] = rng.uniform(20, 60, len(table)), "one"
     table["sex"] = np.where(rng.random(len(table)) < 0.5, "F", "M")
     table["family"], table["stage"], table["cognition"] = table["participant_id"], "n/a", np.nan
+    table["origin"] = bids.MISSING
     found.table = table
     found.template = load_template(GRID).t1w
     noise = rng.standard_normal((len(table), 10, 12, 10)).repeat(4, 1).repeat(4, 2).repeat(4, 3)
@@ -93,6 +95,7 @@ def make_source() -> Source:
     found.log_jacobian[table["group"] == "DS"] += found.truth
     found.regions = MASKS
     found.model = Pooling()
+    found.undo = lambda log_jacobian, covariates: log_jacobian  # a network that takes all as it is
     with torch.no_grad():
         encoded = found.model.encode(torch.from_numpy(found.volumes)[:, None])[0]
     found.latents, found.order = encoded.numpy(), np.arange(len(table))
@@ -204,7 +207,7 @@ def test_tuning_prefers_the_smoothing_that_finds_the_generic_change(source):
         noise = rng.standard_normal((count, size)).astype(np.float32)
         empty = np.zeros((count, 0), np.float32)
         age = rng.normal(size=(count, 2))
-        return People(age, noise + np.float32(change), empty, empty, empty, MASKS)
+        return People(age, noise + np.float32(change), empty, empty, MASKS)
 
     change = truth[:, BRAIN]
     norm = ComponentNorm(np.zeros((3, size), np.float32), np.zeros((0, size), np.float32))
@@ -253,7 +256,7 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     rng = np.random.default_rng(3)
     truth = (rng.random((12, 3000)) < 0.2) * 0.3
     strengths = {c.name: 0.2 for c in CANDIDATES} | dict.fromkeys(metrics.NULLS, 0)
-    strengths |= {"latent": 3.0, "pca": 1.5}
+    strengths |= {PRIMARY: 3.0, "pca": 1.5}
     scores = {name: truth * size + rng.random(truth.shape) for name, size in strengths.items()}
     headline, table = metrics.compare(judged(scores, truth), {}, STUDY.maps)
     assert headline["best_rival"] == "pca"
@@ -261,14 +264,16 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     low, high = headline["lift_ratio_ci"]
     assert 1 < low < ratio < high
     assert high - low < 0.6 * ratio
-    assert [row["norm"] for row in table if row["primary"]] == ["latent"]
+    assert [row["norm"] for row in table if row["primary"]] == [PRIMARY]
     said = metrics.tell(headline | {"gain_ratio_ci": [0.2, 0.9], "best_rival_gain": "tbm"})
-    assert said[1].startswith("By lift, `latent` beats the best plain rival, `pca`: the ratio lies")
-    assert "the best plain rival, `tbm`, beats `latent`" in said[2]
+    assert said[1].startswith(
+        f"By lift, `{PRIMARY}` beats the best plain rival, `pca`: the ratio lies"
+    )
+    assert f"the best plain rival, `tbm`, beats `{PRIMARY}`" in said[2]
     assert "0.20 to 0.90" in said[2]
     unknown = metrics.tell(headline | {"lift_ratio_ci": None, "gain_ratio_ci": [0.8, 1.2]})
     assert "`pca`, is not shown to be above 0" in unknown[1]
-    assert "neither `latent` nor" in unknown[2]
+    assert f"neither `{PRIMARY}` nor" in unknown[2]
 
 
 def test_knowing_where_a_disease_strikes_is_no_gain():
@@ -278,7 +283,7 @@ def test_knowing_where_a_disease_strikes_is_no_gain():
     names = [*(c.name for c in CANDIDATES), *metrics.NULLS]
     scores, others = ({name: rng.random(truth.shape) for name in names} for _ in range(2))
     for maps_of in (scores, others):
-        maps_of["latent"] = maps_of["latent"] + 5 * truth
+        maps_of[PRIMARY] = maps_of[PRIMARY] + 5 * truth
     scores["tbm"] = scores["tbm"] + truth
     lifts = {
         name: {"gain": found[2], "personal": found[2]}
@@ -287,10 +292,50 @@ def test_knowing_where_a_disease_strikes_is_no_gain():
     }
     headline, table = metrics.compare(judged(scores, truth), lifts, STUDY.maps)
     rows = {row["norm"]: row for row in table}
-    assert rows["latent"]["lift"] > 0.95 and abs(rows["latent"]["gain"]) < 0.02
+    assert rows[PRIMARY]["lift"] > 0.95 and abs(rows[PRIMARY]["gain"]) < 0.02
     assert rows["tbm"]["gain"] == pytest.approx(rows["tbm"]["lift"], abs=0.03)
     assert rows["tbm"]["gain_low"] > 0.02 and headline["best_rival_gain"] == "tbm"
     assert abs(headline["lift_best_null"]) < 0.02
+
+
+def test_two_sessions_have_the_published_agreement_and_a_known_smallest_change():
+    """Falls: the table of repeatability; the ratings are those of Shrout and Fleiss (1979).
+
+    Their six targets and four judges give ICC(2,1) = 0.29.
+    """
+    ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    icc, _ = regions.repeatability(np.array(ratings, float).T[..., None])
+    assert icc[0] == pytest.approx(0.29, abs=0.005)
+    rng = np.random.default_rng(0)
+    people = rng.standard_normal((4000, 1))
+    noisy = people + 0.5 * rng.standard_normal((2, 4000, 1))
+    icc, change = regions.repeatability(noisy)
+    assert icc[0] == pytest.approx(1 / 1.25, abs=0.02)
+    assert change[0] == pytest.approx(1.96 * np.sqrt(2) * 0.5, rel=0.05)
+    assert (np.abs(noisy[1] - noisy[0]) < change).mean() == pytest.approx(0.95, abs=0.015)
+
+
+def test_sessions_are_paired_by_person_whatever_their_order(source):
+    """Falls: that repeatability compares a person with themselves; twice the same scan agrees."""
+    test = source.rows("euploid", "test")
+    again = source.table.iloc[test[::-1]].assign(kind="repeat", split="repeat")
+    again["origin"] = again["participant_id"]
+    again["participant_id"] += "ses2"
+    source.table = pd.concat([source.table, again], ignore_index=True)
+    source.order = np.r_[source.order, source.order[test[::-1]]]
+    for name in ("volumes", "log_jacobian"):
+        values = getattr(source, name)
+        setattr(source, name, np.concatenate([values, values[test[::-1]]]))
+    norm = tuning.fit_all(source)[0]["tbm"]
+    rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
+    scale, known = map(source.people, rows)
+    ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows[1]])
+    table = maps.compare_sessions(ruler)
+    assert len(table) == len(REGIONS) and table[0]["people"] == len(test)
+    assert all(row["icc"] == pytest.approx(1, abs=1e-4) for row in table)
+    assert all(row["smallest_change"] < 1e-2 for row in table)
+    source.table = source.table.drop(index=source.table.index[-3:])
+    assert maps.compare_sessions(ruler) == []  # nine people are too few
 
 
 def test_maps_of_volume_move_into_the_persons_grid():
@@ -299,7 +344,7 @@ def test_maps_of_volume_move_into_the_persons_grid():
     points = np.argwhere(BRAIN).T.astype(np.float32) + np.array([[2], [0], [0]])
     maps_of = ramp[BRAIN][None]
     inner = np.argwhere(BRAIN)[:, 0] < 20
-    for name in ("tbm", "tbm_pca", "regions"):
+    for name in ("undo", "tbm", "tbm_pca", "regions"):
         moved = in_own_grid(BY_NAME[name], maps_of, points[None].astype(np.float32), BRAIN)
         assert np.median((moved - maps_of)[0][inner]) == pytest.approx(2, abs=0.01)
         nothing = in_own_grid(BY_NAME[name], np.ones((1, BRAIN.sum())), points[None], BRAIN, 1)
@@ -314,7 +359,7 @@ def test_region_volumes_are_painted_where_the_region_is():
     place = REGIONS.index("cerebellum")
     log_jacobian = rng.normal(0, 0.05, (2, BRAIN.sum())) - 0.4 * (MASKS[place] > 0.02)
     empty = np.zeros((2, 0), np.float32)
-    painted = People(empty, empty, empty, empty, log_jacobian, MASKS).regional
+    painted = People(empty, empty, empty, log_jacobian, MASKS).regional
     alone = (MASKS[place] > 0.95) & (np.delete(MASKS, place, 0).max(0) < 0.01)
     assert painted[:, alone].mean() == pytest.approx(-0.4, abs=0.03)
     assert painted[:, alone].std(1).max() < 0.01
@@ -357,7 +402,7 @@ def test_a_persons_region_is_told_in_per_cent_with_its_rank():
     def people(count: int, change: np.ndarray | float = 0) -> People:
         maps = 0.02 * rng.standard_normal((count, 1)) + 0.02 * rng.standard_normal((count, size))
         maps = (maps + change).astype(np.float32)
-        return People(ages[:count], empty, empty, empty, maps, MASKS)
+        return People(ages[:count], empty, empty, maps, MASKS)
 
     model = ComponentNorm(np.zeros((3, size), np.float32), np.zeros((0, size), np.float32))
     choice = {"components": 0, "fwhm_mm": 8.0}

@@ -9,9 +9,9 @@ import tiny
 import torch
 
 from dsnb import bids, dataset, fidelity, latents, record, rivals, vae
-from dsnb.anomaly import tuning
+from dsnb.anomaly import tuning, undo
 from dsnb.anomaly.people import Source
-from dsnb.config import Maps, replace
+from dsnb.config import Maps, Undo, replace
 from dsnb.diffusion.flow import FlowTask
 from dsnb.fidelity.realism import fit_features
 from dsnb.norms import Calibration, ComponentNorm
@@ -26,6 +26,7 @@ STUDY = replace(
         nuisance=(0, 4), smoothing_mm=(0.0,), demons_iterations=2, template_people=8,
         template_rounds=1, processes=1,
     ),
+    undo=Undo(24, (4, 4), replace(SHORT, batch=4)),
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def make_root(root: Path, factor: float) -> Path:
     product.finish()
     vae.train(root, STUDY)
     latents.encode(root, STUDY)
-    rivals.register(root, STUDY)
+    undo.train(root, STUDY)
     return root
 
 
@@ -98,10 +99,18 @@ def fit_norms(root: Path) -> list:
     return [*arrays, [list(norm.choice.values())[1:] for norm in fitted]]
 
 
+def fit_undo(root: Path) -> list:
+    """Plant changes, and train the network that undoes them, with its own age and sex effects."""
+    for name in (undo.PLANTED, undo.RUN):
+        shutil.rmtree(root / name)
+    undo.train(root, STUDY)
+    return list(undo.load(root, STUDY).state_dict().values())
+
+
 def fit_component_norm(root: Path) -> list:
     """Fit age, sex and components of voxels."""
     source = Source(root, STUDY)
-    people = source.people(source.rows("euploid", "fit"), decoded=False)
+    people = source.people(source.rows("euploid", "fit"))
     return list(vars(ComponentNorm.fit(people.volumes, people.covariates, 4)).values())
 
 
@@ -115,7 +124,7 @@ def fit_feature_space(root: Path) -> list:
 STAGES = {
     "mean volume": fit_mean, "latent scale": fit_latent_scale, "flow": fit_flow,
     "template": fit_template, "component norm": fit_component_norm, "norms": fit_norms,
-    "feature space": fit_feature_space,
+    "feature space": fit_feature_space, "undo": fit_undo,
 }  # fmt: skip
 
 

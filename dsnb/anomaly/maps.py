@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from dsnb import bids, record, rivals
-from dsnb.anomaly import groups, metrics, regions
+from dsnb import bids, record
+from dsnb.anomaly import groups, metrics, regions, undo
 from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
 from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
 from dsnb.config import Study
@@ -20,9 +21,10 @@ from dsnb.norms import Calibration
 from dsnb.space import SPACE
 
 CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anomaly")
-PARENTS = ("prepared", "runs/vae", "latents", "deformation")
+PARENTS = ("prepared", "runs/vae", "latents", "deformation", "runs/undo")
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
+FEWEST_TWICE = 10  # euploid test people who came twice
 SWAPPED = 3  # others' maps laid over each person's truth
 Z_LIMIT = 32.0  # what the stored z can hold
 
@@ -57,7 +59,7 @@ def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People,
         found[name] = precision(fitted[of], sd)
     labelled = source.rows("DS", "generator-fit")
     if len(labelled):
-        mean = fitted["image"].z(source.people(labelled, decoded=False)).mean(0)
+        mean = fitted["image"].z(source.people(labelled)).mean(0)
         found["labelled"] = precision(fitted["image"], np.broadcast_to(mean, truth.shape))
     headline, table = metrics.compare(found, swapped, source.study.maps)
     return headline, {"norms": table}
@@ -112,7 +114,7 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     source, settings, table = norm.source, norm.source.study.maps, []
     rows = np.r_[source.rows("euploid", "test"), source.rows("DS")]
     everybody = source.table.iloc[rows].reset_index(drop=True)
-    people = source.people(rows, decoded=norm.candidate.deep)
+    people = source.people(rows)
     maps = norm.departures(people, settings.group_smoothing_mm)
     contrasts = groups.choose(everybody)
     for number, (name, tested) in enumerate(contrasts.items(), start=1):
@@ -160,12 +162,11 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     settings, started = source.study.maps, time.perf_counter()
     fitted, trials = fit_all(source)
     norm, tuned = fitted[settings.norm], time.perf_counter()
-    deep = norm.candidate.deep
     headline, tables = dict.fromkeys(record.HEADLINE["05_anomaly"].split()), {"reasons": {}}
     rows = source.rows("euploid", "calibration")
-    known = source.people(rows, decoded=deep)
+    known = source.people(rows)
     calibration = Calibration.fit(norm.z(known), norm.normative.freedom, settings.q)
-    scale = source.people(source.rows("euploid", "scale"), decoded=deep)
+    scale = source.people(source.rows("euploid", "scale"))
     ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows])
     sets = {
         "euploid test": source.rows("euploid", "test"),
@@ -177,7 +178,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         if not len(rows):
             continue
         judged, table = name == "DS test", source.table.iloc[rows]
-        people = source.people(rows, decoded=deep or judged, moved=judged)
+        people = source.people(rows, moved=judged)
         z, p, q = write_people(folder, norm, rows, people, calibration)
         error.append({"people_of": name, **metrics.flagged(q, settings.q)})
         measured.append(ruler.measure(people, table))
@@ -197,9 +198,32 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     tables["chosen"] = [one.choice for one in fitted.values()]
     headline["norm"] = norm.candidate.name
     tables["region_error"] = regions.flagged(measured)
+    tables["sessions"] = compare_sessions(ruler)
     tables["calibration"] = {**asdict(calibration), "people": len(known.covariates)}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}
     return headline, tables, seconds
+
+
+def compare_sessions(ruler: regions.Ruler) -> list[dict]:
+    """Return how well two sessions of the same euploid test people agree, a region a row.
+
+    The smallest detectable change is in per cent of local volume, or in intensity.
+    """
+    source = ruler.norm.source
+    again = source.rows("euploid", "repeat", kind="repeat")
+    first = source.rows("euploid", "test")
+    origin, known = source.table["origin"].iloc[again], source.table["participant_id"].iloc[first]
+    place = pd.Index(known).get_indexer(origin)
+    again, first = again[place >= 0], first[place[place >= 0]]
+    if len(again) < FEWEST_TWICE:
+        return []
+    values = np.stack([ruler.departures(source.people(rows)) for rows in (first, again)])
+    if ruler.norm.candidate.of_volume:
+        values = 100 * np.expm1(values)
+    found = zip(regions.REGIONS, *regions.repeatability(values))
+    return [
+        {"region": r, "people": len(again), "icc": a, "smallest_change": b} for r, a, b in found
+    ]
 
 
 def too_few(source: Source) -> str | None:
@@ -212,8 +236,11 @@ def too_few(source: Source) -> str | None:
 
 
 def map_departures(root: Path, study: Study) -> None:
-    """Make `deformation` and `maps`: z, p, q of test people and shams, regions, metrics.json."""
-    rivals.register(root, study)
+    """Make `maps`, and what is missing of its parents' registration and planting.
+
+    It holds z, p, q of test people and shams, regions, groups and metrics.json.
+    """
+    undo.train(root, study)
     settings = {key: value for key, value in asdict(study.maps).items() if key != "processes"}
     product = record.begin(root, "maps", "map", settings, PARENTS, CODE)
     if product.done:

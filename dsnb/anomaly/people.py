@@ -11,6 +11,7 @@ from scipy import ndimage
 from sklearn.mixture import GaussianMixture
 
 from dsnb import dataset, latents, rivals, vae
+from dsnb.anomaly import undo
 from dsnb.config import Study
 from dsnb.norms import ComponentNorm, generic_change
 from dsnb.space import REGIONS, covariates, load_template, region_masks
@@ -25,7 +26,8 @@ class Candidate:
     """One way to a departure map: the features of its norm, and what the norm is compared with.
 
     `features` and `against` name fields of People; `against` is "decoded" for a latent's own
-    decoding. `free` says whether the number of components is tuned (0 otherwise).
+    decoding, "undone" for what the network of `undo` finds. `free` says whether the number of
+    components is tuned (0 otherwise).
     """
 
     name: str
@@ -37,11 +39,12 @@ class Candidate:
     @property
     def of_volume(self) -> bool:
         """Say whether the map holds log local volume, which lies on the template's grid."""
-        return self.against in ("log_jacobian", "regional")
+        return self.against in ("log_jacobian", "regional", "undone")
 
 
-PRIMARY = "latent"  # the deep one, fixed before any test person was scored; others are secondary
+PRIMARY = "undo"  # of the deep ones; see the departures in book/analysis_plan.md
 CANDIDATES = (
+    Candidate("undo", "undone", "undone", False, True),
     Candidate("latent", "latents", "decoded", True, True),
     Candidate("restoration", "latents", "volumes", True, True),
     Candidate("image", "volumes", "volumes", False, False),
@@ -60,17 +63,27 @@ class People:
 
     `regions` (R, V) are the template's soft region masks. `points` (N, 3, V) says where in the
     template each voxel of the person's brain lies, in voxels; None where nobody asks for maps of
-    volume in the person's own grid.
+    volume in the person's own grid. `networks` decodes latents and undoes changes, where asked.
     """
 
     covariates: np.ndarray
     volumes: np.ndarray
     latents: np.ndarray
-    decoded: np.ndarray
     log_jacobian: np.ndarray
     regions: np.ndarray
     points: np.ndarray | None = None
+    networks: "Source | None" = None
     expected: dict = field(default_factory=dict)
+
+    @cached_property
+    def decoded(self) -> np.ndarray:
+        """Return what the latents decode to, (N, V)."""
+        return self.networks.decode(self.latents)
+
+    @cached_property
+    def undone(self) -> np.ndarray:
+        """Return the log volume changes that the network of `undo` sees, (N, V)."""
+        return self.networks.undo(self.log_jacobian, self.covariates)
 
     @cached_property
     def regional(self) -> np.ndarray:
@@ -153,6 +166,7 @@ class Source:
         encoded, mean = latents.load(root)[:2]
         self.order = pd.Index(encoded["participant_id"]).get_indexer(self.table["participant_id"])
         self.latents, self.model = mean, vae.load(root)
+        self.undo_net = undo.load(root, study)
         self.truth_table, self.truth = dataset.load_truth(root)
         self.regions = region_masks(study.grid)[:, self.brain]
 
@@ -168,8 +182,12 @@ class Source:
             found[part] = vae.decode(self.model, shaped[part])[:, self.brain]
         return found
 
-    def people(self, rows: np.ndarray, decoded: bool = True, moved: bool = False) -> People:
-        """Return the people of some rows, `decoded` or not; `moved` registers them once more.
+    def undo(self, log_jacobian: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+        """Return the changes (N, V) that the network sees in log-Jacobians (N, V)."""
+        return undo.find(self.undo_net, log_jacobian, covariates)
+
+    def people(self, rows: np.ndarray, moved: bool = False) -> People:
+        """Return the people of some rows; `moved` registers them once more.
 
         The second registration gives the fields, which are too large to be kept for everybody.
         """
@@ -177,7 +195,7 @@ class Source:
         z = np.asarray(self.latents[self.order[rows]], np.float32).reshape(len(rows), -1)
         log_jacobian = np.asarray(self.log_jacobian[rows], np.float32)
         points = self._points(volumes)[1] if moved and len(rows) else None
-        return self._people(self.table.iloc[rows], volumes, z, log_jacobian, points, decoded)
+        return self._people(self.table.iloc[rows], volumes, z, log_jacobian, points)
 
     def truth_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the true log-Jacobians (N, V) of some rows in their own grids."""
@@ -220,9 +238,7 @@ class Source:
         ]  # fmt: skip
         return found, np.stack(points)
 
-    def _people(self, table, volumes, z, log_jacobian, points, decoded=True) -> People:
+    def _people(self, table, volumes, z, log_jacobian, points) -> People:
         inside = (slice(None), self.brain)
-        own = self.decode(z if decoded else z[:0])
-        return People(
-            covariates(table), volumes[inside], z, own, log_jacobian[inside], self.regions, points
-        )
+        parts = volumes[inside], z, log_jacobian[inside], self.regions
+        return People(covariates(table), *parts, points, self)

@@ -85,6 +85,24 @@ def bound(sizes: np.ndarray) -> np.ndarray:
     return np.sort(sizes, axis=0)[int(np.ceil(LEVEL * (len(sizes) + 1))) - 1]
 
 
+def repeatability(sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ICC and smallest detectable change (K,) of measures in S sessions of N people.
+
+    `sessions` is (S, N, K). ICC(2,1) is that of single measures and absolute agreement (Shrout and
+    Fleiss 1979); a change between two sessions beyond 1.96 sqrt(2) SEM is no error of measurement
+    (95 %), the SEM holding the differences between sessions, too.
+    """
+    count, people = sessions.shape[:2]
+    mean = sessions.mean((0, 1))
+    rows = count * ((sessions.mean(0) - mean) ** 2).sum(0) / (people - 1)
+    columns = people * ((sessions.mean(1) - mean) ** 2).sum(0) / (count - 1)
+    rest = sessions - sessions.mean(0) - sessions.mean(1)[:, None] + mean
+    error = (rest**2).sum((0, 1)) / ((people - 1) * (count - 1))
+    icc = (rows - error) / (rows + (count - 1) * error + count * (columns - error) / people)
+    within = sessions.var(0, ddof=1).mean(0)
+    return icc, 1.96 * np.sqrt(2 * within)
+
+
 def flagged(measured: list[pd.DataFrame]) -> list[dict]:
     """Return for each set of people the share of person-region cells outside of their bound."""
     rows = []

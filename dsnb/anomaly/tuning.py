@@ -73,7 +73,7 @@ def fit(candidate: Candidate, model: ComponentNorm, choice: dict, scale: People,
 def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     """Tune and fit every candidate: {name: FittedNorm}, and all trials."""
     free = {candidate.features for candidate in CANDIDATES if candidate.free}
-    people = source.people(source.rows("euploid", "fit"), decoded=False)
+    people = source.people(source.rows("euploid", "fit"))
     scale = source.people(source.rows("euploid", "scale"))
     planted, truth = source.planted(source.rows("euploid", "validation"))
     models, fitted, trials = {}, {}, []

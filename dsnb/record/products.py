@@ -33,6 +33,8 @@ MADE_BY = {
     "runs/vae": "03_vae (dsnb train vae)",
     "latents": "04_latents (dsnb encode)",
     "deformation": "05_anomaly (dsnb map)",
+    "planted": "05_anomaly (dsnb train undo)",
+    "runs/undo": "05_anomaly (dsnb train undo)",
     "maps": "05_anomaly (dsnb map)",
     "runs/diffusion": "07_diffusion (dsnb train diffusion)",
     "synthetic": "07_diffusion (dsnb sample)",
