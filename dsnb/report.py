@@ -19,11 +19,11 @@ from nibabel.processing import resample_from_to
 
 from dsnb import anomaly, bids, checks, figures, record
 from dsnb.anomaly import maps, regions, tuning
-from dsnb.anomaly.people import BY_NAME, Source
+from dsnb.anomaly.people import Source
 from dsnb.checks import BadInput
 from dsnb.cohort import manifest
 from dsnb.config import Study
-from dsnb.norms import Calibration, ComponentNorm
+from dsnb.norms import Calibration
 from dsnb.space import EUPLOID_SPLITS, REGIONS
 from dsnb.volumes import prepared_path
 
@@ -92,13 +92,9 @@ def find(table: pd.DataFrame, names: Sequence[str]) -> list[int]:
 
 def fit(source: Source, choice: dict) -> Norm:
     """Fit the norm of a study at its chosen components and smoothing, calibration and regions."""
-    candidate = BY_NAME[choice["norm"]]
-    everybody = source.people(source.rows("euploid", "fit"))
-    features = getattr(everybody, candidate.features)
-    model = ComponentNorm.fit(features, everybody.covariates, choice["components"])
+    fitted = tuning.fit_chosen(source, [choice])[choice["norm"]]
     rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
-    scale, known = (source.people(some) for some in rows)
-    fitted = tuning.fit(candidate, model, choice, scale, source)
+    scale, known = map(source.people, rows)
     rate = source.study.maps.q
     calibration = Calibration.fit(fitted.z(known), fitted.normative.freedom, rate)
     ruler = regions.Ruler.fit(fitted, scale, known, source.table.iloc[rows[1]])

@@ -23,6 +23,7 @@ from dsnb.anomaly.people import (
 )
 from dsnb.config import load_study
 from dsnb.norms import ComponentNorm
+from dsnb.search import severity
 from dsnb.space import REGIONS, load_template, region_masks
 
 STUDY = load_study("smoke")
@@ -95,6 +96,7 @@ def make_source() -> Source:
     found.log_jacobian[table["group"] == "DS"] += found.truth
     found.regions = MASKS
     found.model = Pooling()
+    found.responses = found.truth[:2, BRAIN]
     found.undo = lambda log_jacobian, covariates: log_jacobian  # a network that takes all as it is
     with torch.no_grad():
         encoded = found.model.encode(torch.from_numpy(found.volumes)[:, None])[0]
@@ -258,7 +260,10 @@ def test_lift_ratio_is_paired_and_against_the_best_plain_rival():
     strengths = {c.name: 0.2 for c in CANDIDATES} | dict.fromkeys(metrics.NULLS, 0)
     strengths |= {PRIMARY: 3.0, "pca": 1.5}
     scores = {name: truth * size + rng.random(truth.shape) for name, size in strengths.items()}
-    headline, table = metrics.compare(judged(scores, truth), {}, STUDY.maps)
+    headline, tables = metrics.compare(judged(scores, truth), {}, STUDY.maps)
+    table, paired = tables["norms"], {row["rival"]: row for row in tables["paired"]}
+    assert paired["pca"]["lift"] == pytest.approx(headline["lift"] - headline["lift_best_rival"])
+    assert 0 < paired["pca"]["lift_low"] < paired["pca"]["lift"] < paired["pca"]["lift_high"]
     assert headline["best_rival"] == "pca"
     ratio = headline["lift"] / headline["lift_best_rival"]
     low, high = headline["lift_ratio_ci"]
@@ -290,8 +295,8 @@ def test_knowing_where_a_disease_strikes_is_no_gain():
         for name, found in judged(others, truth).items()
         if name not in metrics.NULLS
     }
-    headline, table = metrics.compare(judged(scores, truth), lifts, STUDY.maps)
-    rows = {row["norm"]: row for row in table}
+    headline, tables = metrics.compare(judged(scores, truth), lifts, STUDY.maps)
+    rows = {row["norm"]: row for row in tables["norms"]}
     assert rows[PRIMARY]["lift"] > 0.95 and abs(rows[PRIMARY]["gain"]) < 0.02
     assert rows["tbm"]["gain"] == pytest.approx(rows["tbm"]["lift"], abs=0.03)
     assert rows["tbm"]["gain_low"] > 0.02 and headline["best_rival_gain"] == "tbm"
@@ -336,6 +341,69 @@ def test_sessions_are_paired_by_person_whatever_their_order(source):
     assert all(row["smallest_change"] < 1e-2 for row in table)
     source.table = source.table.drop(index=source.table.index[-3:])
     assert maps.compare_sessions(ruler) == []  # nine people are too few
+
+
+def test_what_a_disease_shares_with_healthy_variation_is_measured(source):
+    """Falls: the page's reason why single people are hard: a change that looks like variation.
+
+    Euploids vary along one pattern, which the disease follows and planted changes do not.
+    """
+    rng, pattern = np.random.default_rng(0), np.zeros(GRID.shape, np.float32)
+    pattern[10:20] = 0.1
+    varied = rng.standard_normal((len(source.table), 1, 1, 1)).astype(np.float32) * pattern
+    source.log_jacobian = varied + 0.001 * rng.standard_normal(varied.shape).astype(np.float32)
+    ds = (source.table["group"] == "DS").to_numpy()
+    source.log_jacobian[ds] = 2 * pattern
+    other = np.roll(pattern, 15, 0)[BRAIN]
+    source.responses = np.stack([other, -other])
+    rows = {row["departure"]: row for row in maps.compare_with_variation(source)}
+    euploid, planted, mean = (
+        rows[name]["share_in_variation"]
+        for name in ("one euploid, unseen", "one planted change", "mean of people with DS")
+    )
+    assert euploid > 0.9 and mean > 0.9 and planted < 0.1
+    expected = 2 * np.sqrt((pattern[BRAIN] ** 2).mean())
+    assert rows["mean of people with DS"]["rms"] == pytest.approx(expected, rel=0.35)
+
+
+def test_a_planted_field_is_compared_with_the_same_person_left_alone(source, monkeypatch):
+    """Falls: the severity curve; its gain is what the change adds to what the person shows anyway.
+
+    A map that sees the change gains the more, the stronger it is; one that is blind gains nothing.
+    """
+    rows = source.rows("euploid", "test")
+    place = np.argwhere(BRAIN).T.astype(np.float32)[None].repeat(len(rows), 0)
+
+    def planted(some, draw):
+        changes = np.stack([draw(number)[1][BRAIN] for number in range(len(some))])
+        people = source.people(some)
+        seen = dataclasses.replace(
+            people, log_jacobian=people.log_jacobian + changes, points=place, expected={}
+        )
+        return seen, np.abs(changes)
+
+    def field(grid, size, seed):
+        return None, size * source.truth[0]
+
+    monkeypatch.setattr(source, "planted", planted)
+    monkeypatch.setattr(severity, "FIELDS", {"DS": field})
+    chosen = [{"norm": name, "components": 0, "fwhm_mm": 0.0} for name in ("tbm", "vbm")]
+    scale = source.people(source.rows("euploid", "scale"))
+    fitted = {
+        row["norm"]: tuning.fit(
+            BY_NAME[row["norm"]],
+            ComponentNorm.fit(getattr(scale, BY_NAME[row["norm"]].features), scale.covariates, 0),
+            row, scale, source,
+        )
+        for row in chosen
+    }  # fmt: skip
+    weak, strong = (
+        {row["norm"]: row for row in severity.measure(fitted, source, rows, "DS", size)}
+        for size in (0.5, 2.0)
+    )
+    assert 0.05 < weak["tbm"]["gain"] < strong["tbm"]["gain"] - 0.1
+    assert strong["tbm"]["gain_low"] > 0.2 and strong["tbm"]["people"] == len(rows)
+    assert abs(strong["vbm"]["gain"]) < 1e-6
 
 
 def test_maps_of_volume_move_into_the_persons_grid():

@@ -15,7 +15,7 @@ from scipy import stats
 from dsnb import bids, record
 from dsnb.anomaly import groups, metrics, regions, undo
 from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
-from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
+from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all, fit_model
 from dsnb.config import Study
 from dsnb.norms import Calibration
 from dsnb.space import SPACE
@@ -24,6 +24,7 @@ CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anom
 PARENTS = ("prepared", "runs/vae", "latents", "deformation", "runs/undo")
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
+LEADING = 20  # components of how euploids vary
 FEWEST_TWICE = 10  # euploid test people who came twice
 SWAPPED = 3  # others' maps laid over each person's truth
 Z_LIMIT = 32.0  # what the stored z can hold
@@ -61,8 +62,7 @@ def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People,
     if len(labelled):
         mean = fitted["image"].z(source.people(labelled)).mean(0)
         found["labelled"] = precision(fitted["image"], np.broadcast_to(mean, truth.shape))
-    headline, table = metrics.compare(found, swapped, source.study.maps)
-    return headline, {"norms": table}
+    return metrics.compare(found, swapped, source.study.maps)
 
 
 def _path(folder: Path, name: str, desc: str, source: Source) -> Path:
@@ -199,6 +199,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     headline["norm"] = norm.candidate.name
     tables["region_error"] = regions.flagged(measured)
     tables["sessions"] = compare_sessions(ruler)
+    tables["variation"] = compare_with_variation(source)
     tables["calibration"] = {**asdict(calibration), "people": len(known.covariates)}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}
     return headline, tables, seconds
@@ -224,6 +225,31 @@ def compare_sessions(ruler: regions.Ruler) -> list[dict]:
     return [
         {"region": r, "people": len(again), "icc": a, "smallest_change": b} for r, a, b in found
     ]
+
+
+def compare_with_variation(source: Source) -> list[dict]:
+    """Return how large departures of log volume are, and how much of them is how euploids vary.
+
+    A row each for unseen euploids, for changes planted on euploids as the registration saw them,
+    and for the mean of DS `generator-fit` people: root mean square over the brain, and the share
+    of its square that leading components of the fit people explain.
+    """
+    norm = fit_model(BY_NAME["tbm_pca"], source, LEADING)
+    rows = source.rows("euploid", "scale"), source.rows("DS", "generator-fit")
+    euploid, ds = (
+        people.log_jacobian - norm.expected(people.log_jacobian, people.covariates, 0)
+        for people in map(source.people, rows)
+    )
+    planted = np.asarray(source.responses, np.float32)
+    parts = {"one euploid, unseen": euploid, "one planted change": planted}
+    if len(ds):
+        parts["mean of people with DS"] = ds.mean(0, keepdims=True)
+    table = []
+    for name, values in parts.items():
+        inside = ((values @ norm.components.T) ** 2).sum(1) / (values**2).sum(1)
+        size = float(np.sqrt((values**2).mean()))
+        table.append({"departure": name, "rms": size, "share_in_variation": inside.mean()})
+    return table
 
 
 def too_few(source: Source) -> str | None:

@@ -86,14 +86,14 @@ def reliability(spread: np.ndarray, residual: np.ndarray, settings: Maps) -> lis
     return rows
 
 
-def _mean(name: str, values: np.ndarray, settings: Maps) -> dict:
+def mean(name: str, values: np.ndarray, settings: Maps) -> dict:
     """Return the mean over people (N,) and its interval as columns."""
     low, high = bootstrap(values[None], np.mean, settings.bootstraps, settings.seed)
     return {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
 
 
-def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, list[dict]]:
-    """Compare candidates, nulls and the labelled map: headline values and table `norms`.
+def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, dict]:
+    """Compare candidates, nulls and the labelled map: headline, and tables `norms` and `paired`.
 
     `found` is {name: (3, N) of `average_precision`}; `swapped` {name: {"gain", "personal": lifts
     (N,) of the maps of euploids and of other people with DS, laid over the same truths}}. Lift
@@ -110,12 +110,16 @@ def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, list[dict
         values = {"auprc": precision, "lift": lift} | above[name]
         row = {"norm": name, "deep": name in deep, "primary": name == PRIMARY}
         for column, of_people in values.items():
-            row |= _mean(column, of_people, settings)
+            row |= mean(column, of_people, settings)
         table.append(row | {"people": len(lift)})
     gains = {name: values["gain"] for name, values in above.items()}
     plain = [c.name for c in CANDIDATES if not c.deep]
     best = max(plain, key=lambda name: found[name][2].mean())
     best_gain = max(plain, key=lambda name: gains[name].mean())
+    paired = [
+        {"rival": name} | mean("lift", found[PRIMARY][2] - found[name][2], settings)
+        | mean("gain", gains[PRIMARY] - gains[name], settings) for name in plain
+    ]  # fmt: skip
     own, rival = found[PRIMARY], found[best]
     headline = {
         "lift": own[2].mean(), "lift_best_rival": rival[2].mean(), "best_rival": best,
@@ -126,7 +130,7 @@ def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, list[dict
         "gain_ratio_ci": _ratio_interval(gains[PRIMARY], gains[best_gain], settings),
         "lift_best_null": max(found[name][2].mean() for name in NULLS),
     }  # fmt: skip
-    return headline, table
+    return headline, {"norms": table, "paired": paired}
 
 
 def _ratio_interval(one: np.ndarray, other: np.ndarray, settings: Maps) -> list[float] | None:
@@ -174,7 +178,6 @@ def error_against_truth(q: np.ndarray, truth: np.ndarray, settings: Maps, tables
     """Return the headline's FDP and power of DS maps q (N, V), their intervals into `tables`."""
     found = discoveries(q, np.abs(truth), settings.q, settings.truth_change)
     for name, values in zip(("fdp", "power"), found):
-        low, high = bootstrap(values[None], np.mean, settings.bootstraps, settings.seed)
-        tables[name] = {"mean": values.mean(), "low": low, "high": high, "people": len(q)}
+        tables[name] = mean("mean", values, settings) | {"people": len(q)}
     tables["fdp"]["unchanged_share"] = float((np.abs(truth) < UNCHANGED).mean())
     return {"fdp_at_q05": found[0].mean(), "power_at_q05": found[1].mean()}

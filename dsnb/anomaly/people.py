@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from dsnb import dataset, latents, rivals, vae
 from dsnb.anomaly import undo
 from dsnb.config import Study
-from dsnb.norms import ComponentNorm, generic_change
+from dsnb.norms import ComponentNorm
 from dsnb.space import REGIONS, covariates, load_template, region_masks
 
 TISSUES = np.array([[0.2], [0.55], [0.85]])  # CSF, grey and white matter on the anchored scale
@@ -166,7 +166,7 @@ class Source:
         encoded, mean = latents.load(root)[:2]
         self.order = pd.Index(encoded["participant_id"]).get_indexer(self.table["participant_id"])
         self.latents, self.model = mean, vae.load(root)
-        self.undo_net = undo.load(root, study)
+        self.undo_net, self.responses = undo.load(root, study), undo.load_responses(root)
         self.truth_table, self.truth = dataset.load_truth(root)
         self.regions = region_masks(study.grid)[:, self.brain]
 
@@ -192,7 +192,8 @@ class Source:
         The second registration gives the fields, which are too large to be kept for everybody.
         """
         volumes = np.asarray(self.volumes[rows], np.float32)
-        z = np.asarray(self.latents[self.order[rows]], np.float32).reshape(len(rows), -1)
+        z = np.asarray(self.latents[self.order[rows]], np.float32)
+        z = z.reshape(len(rows), int(np.prod(z.shape[1:])))  # of nobody, too
         log_jacobian = np.asarray(self.log_jacobian[rows], np.float32)
         points = self._points(volumes)[1] if moved and len(rows) else None
         return self._people(self.table.iloc[rows], volumes, z, log_jacobian, points)
@@ -215,11 +216,14 @@ class Source:
         before, after = (known[[f"{r}_{when}" for r in REGIONS]] for when in ("before", "after"))
         return np.log(after.to_numpy(float) / before.to_numpy(float))
 
-    def planted(self, rows: np.ndarray) -> tuple[People, np.ndarray]:
-        """Plant generic changes on some rows: the changed people and |truth| (N, V)."""
-        rows, changed, truth = np.repeat(rows, self.study.maps.changes), [], []
+    def planted(self, rows: np.ndarray, draw: Callable) -> tuple[People, np.ndarray]:
+        """Plant what draw(place of the row) gives: the changed people and |truth| (N, V).
+
+        `draw` returns a backward displacement (3, X, Y, Z) in mm and its log volume change.
+        """
+        changed, truth = [], []
         for number, row in enumerate(rows):
-            flow, change = generic_change(self.brain, self.grid, number)
+            flow, change = draw(number)
             volume = np.asarray(self.volumes[row], np.float32)
             changed.append(rivals.warp(volume, flow, self.grid.voxel_mm, order=3))
             truth.append(np.abs(change[self.brain]))

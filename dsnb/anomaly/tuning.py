@@ -10,8 +10,16 @@ import numpy as np
 
 from dsnb import record
 from dsnb.anomaly import metrics
-from dsnb.anomaly.people import CANDIDATES, Candidate, People, Source, departures, in_own_grid
-from dsnb.norms import ComponentNorm, Normative, smooth
+from dsnb.anomaly.people import (
+    BY_NAME,
+    CANDIDATES,
+    Candidate,
+    People,
+    Source,
+    departures,
+    in_own_grid,
+)
+from dsnb.norms import ComponentNorm, Normative, generic_change, smooth
 
 THINNED = 4  # every fourth voxel suffices to choose settings
 
@@ -70,18 +78,34 @@ def fit(candidate: Candidate, model: ComponentNorm, choice: dict, scale: People,
     return FittedNorm(candidate, model, choice, source, normative)
 
 
+def fit_model(candidate: Candidate, source: Source, count: int) -> ComponentNorm:
+    """Fit a candidate's expectation, with `count` components at most, on the fit people."""
+    people = source.people(source.rows("euploid", "fit"))
+    return ComponentNorm.fit(getattr(people, candidate.features), people.covariates, count)
+
+
+def fit_chosen(source: Source, chosen: list[dict]) -> dict[str, FittedNorm]:
+    """Fit candidates at settings chosen before: rows with norm, components and fwhm_mm."""
+    scale, fitted = source.people(source.rows("euploid", "scale")), {}
+    for row in chosen:
+        candidate = BY_NAME[row["norm"]]
+        model = fit_model(candidate, source, row["components"])
+        fitted[candidate.name] = fit(candidate, model, row, scale, source)
+    return fitted
+
+
 def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     """Tune and fit every candidate: {name: FittedNorm}, and all trials."""
     free = {candidate.features for candidate in CANDIDATES if candidate.free}
-    people = source.people(source.rows("euploid", "fit"))
     scale = source.people(source.rows("euploid", "scale"))
-    planted, truth = source.planted(source.rows("euploid", "validation"))
+    rows = source.rows("euploid", "validation")
+    rows = np.repeat(rows, source.study.maps.changes)
+    planted, truth = source.planted(rows, lambda n: generic_change(source.brain, source.grid, n))
     models, fitted, trials = {}, {}, []
     for number, candidate in enumerate(CANDIDATES, start=1):
         if candidate.features not in models:
-            features = getattr(people, candidate.features)
             most = max(source.study.maps.nuisance) if candidate.features in free else 0
-            models[candidate.features] = ComponentNorm.fit(features, people.covariates, most)
+            models[candidate.features] = fit_model(candidate, source, most)
         model = models[candidate.features]
         found = tune(candidate, scale, planted, truth, model, source)
         choice = max(found, key=lambda trial: trial["lift"])

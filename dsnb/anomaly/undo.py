@@ -212,6 +212,12 @@ def train(root: Path, study: Study, start: str = "resume") -> None:
     training.train_product(root, RUN, *words, build, start)
 
 
+def load_responses(root: Path) -> np.ndarray:
+    """Return how log-Jacobians moved with the planted changes, (N, V) as a memory map."""
+    record.require(root, PLANTED)
+    return np.load(root / PLANTED / "response.npy", mmap_mode="r", allow_pickle=False)
+
+
 def load(root: Path, study: Study) -> UndoNet:
     """Load the finished network: averaged weights of its best checkpoint."""
     record.require(root, RUN)

@@ -1,5 +1,6 @@
-"""Searches over the VAE's settings: short trials by Optuna, and ablations into the ledger."""
+"""Short trials of the VAE's settings by Optuna; ablations and severities into the ledger."""
 
 from dsnb.search.ablations import ablate
 from dsnb.search.folds import count_cost
+from dsnb.search.severity import trace
 from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
