@@ -41,6 +41,9 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) search severity $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
 	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
+	$(if $(RAW),@$(RUN) dsnb map $(WHERE_REAL))
+	$(if $(RAW),@$(LEDGER) search power $(WHERE_REAL))
+	$(if $(RAW),@$(RUN) dsnb search planted $(WHERE_REAL) --phantom "$(PHANTOM)")
 
 test: $(VENV)/.installed  ## the quick tests
 	@$(TEST) -m "not fault and not cluster and not browser"

@@ -43,7 +43,7 @@ class Command:
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
-    # `bench`: none, speed or cost. `search`: none, ablations or severity.
+    # `bench`: none, speed or cost. `search`: none, ablations, severity, power or planted.
     # `map`: none, or the people (sub-ID) to write a report of from finished maps.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
@@ -58,6 +58,8 @@ class Command:
     own_space: bool = False
     # For `train`: go on; or keep the old run aside and start from its weights, or from nothing.
     start: Literal["resume", "weights", "scratch"] = "resume"
+    # For `search planted`: the phantom study's data root, whose network is tried on real scans.
+    phantom: str = ""
     # Folder of all products; $DSNB_DATA or `data` where empty.
     data_root: str = ""
     # BIDS folder of T1w scans; the phantom where empty.
@@ -135,6 +137,8 @@ def run(command: Command) -> int:
         # The ledger's: hours, and resumable.
         "search ablations": lambda: search.ablate(root, study),
         "search severity": lambda: search.trace(root, study),
+        "search power": lambda: search.draw_studies(root, study),
+        "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
     }

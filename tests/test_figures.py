@@ -153,3 +153,15 @@ def test_dots_show_mean_and_sd_and_what_would_be_perfect():
     bars = np.array(axes.collections[0].get_segments())[:, :, 0]
     np.testing.assert_allclose(bars, [[0.4, 0.6], [0.9, 0.9]])
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["lean", "flat"]
+
+
+def test_a_viewer_loads_nothing_from_outside_and_holds_its_map():
+    """Falls: that a page with a viewer makes no request; and that what is 0 is not drawn."""
+    grey = np.ones(GRID.shape, np.float32)
+    values = np.zeros(GRID.shape, np.float32)
+    shown = []
+    for size in (0.0, 2.0):
+        values[10:20, 10:20, 10:20] = size
+        shown.append(figures.view_map(grey, values, GRID.affine, "Hedges' g").data)
+    assert all("http" not in text and "<iframe" in text for text in shown)
+    assert shown[0] != shown[1] and "Hedges" in shown[1]

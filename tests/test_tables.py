@@ -8,7 +8,7 @@ import pytest
 from dsnb import record, scaling
 from dsnb.record import ledger
 from dsnb.scaling import speed, tables
-from dsnb.search import ablations
+from dsnb.search import ablations, severity
 
 
 @pytest.fixture
@@ -150,3 +150,22 @@ def test_the_first_arrival_counts_though_the_curve_dips_later():
     run = np.array([10.0, 20, 30, 40, 50]), np.array([18.0, 22, 19, 19.5, 19.8])
     assert tables.seconds_to(run, 20.0) == (15.0, True)
     assert tables.seconds_to(run, 25.0) == (50.0, False)
+
+
+def test_severity_curves_hold_the_last_run_of_each_point_and_count_old_code(plant):
+    """Claim: a curve rises with severity as planted; a repeated point counts once, by its last."""
+
+    def row(change, gain, part="DS"):
+        norms = [{"norm": name, "gain": gain * size, "gain_low": 0, "gain_high": 1}
+                 for name, size in (("tbm", 1), ("undo", 2))]  # fmt: skip
+        return {"data": "phantom", "part": part, "change": change, "seed": 1, "norms": norms}
+
+    plant(severity.LEDGER, ("space",), [row(1.0, 0.9)])
+    plant(severity.LEDGER, severity.CODE, [row(2.0, 0.4), row(1.0, 0.2), row(0.5, 0.1, "random")])
+    table, about = scaling.read_severity("phantom")
+    assert about == {"data": "phantom", "rows": 3, "stale": 0}
+    curves = scaling.severity_curves(table, "DS", "gain")
+    assert curves["tbm"][["severity", "gain"]].to_numpy().tolist() == [[1.0, 0.2], [2.0, 0.4]]
+    assert curves["undo"]["gain"].tolist() == [0.4, 0.8]
+    assert curves["undo"]["high"].tolist() == [1, 1]
+    assert scaling.severity_curves(scaling.read_severity("ixi")[0].head(0), "DS", "gain") == {}

@@ -93,7 +93,7 @@ def mean(name: str, values: np.ndarray, settings: Maps) -> dict:
 
 
 def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, dict]:
-    """Compare candidates, nulls and the labelled map: headline, and tables `norms` and `paired`.
+    """Compare candidates, nulls and the labelled map: headline; tables `norms`, `paired`, `each`.
 
     `found` is {name: (3, N) of `average_precision`}; `swapped` {name: {"gain", "personal": lifts
     (N,) of the maps of euploids and of other people with DS, laid over the same truths}}. Lift
@@ -123,17 +123,18 @@ def compare(found: dict, swapped: dict, settings: Maps) -> tuple[dict, dict]:
     own, rival = found[PRIMARY], found[best]
     headline = {
         "lift": own[2].mean(), "lift_best_rival": rival[2].mean(), "best_rival": best,
-        "lift_ratio_ci": _ratio_interval(own[2], rival[2], settings), "auprc": own[0].mean(),
+        "lift_ratio_ci": ratio_interval(own[2], rival[2], settings), "auprc": own[0].mean(),
         "auprc_best_rival": rival[0].mean(), "auprc_null": found["sd_map"][0].mean(),
         "prevalence": own[1].mean(), "gain": gains[PRIMARY].mean(),
         "gain_best_rival": gains[best_gain].mean(), "best_rival_gain": best_gain,
-        "gain_ratio_ci": _ratio_interval(gains[PRIMARY], gains[best_gain], settings),
+        "gain_ratio_ci": ratio_interval(gains[PRIMARY], gains[best_gain], settings),
         "lift_best_null": max(found[name][2].mean() for name in NULLS),
     }  # fmt: skip
-    return headline, {"norms": table, "paired": paired}
+    each = {name: {"lift": found[name][2], "gain": gains[name]} for name in found}
+    return headline, {"norms": table, "paired": paired, "each": each}
 
 
-def _ratio_interval(one: np.ndarray, other: np.ndarray, settings: Maps) -> list[float] | None:
+def ratio_interval(one: np.ndarray, other: np.ndarray, settings: Maps) -> list[float] | None:
     """Return the interval of a ratio of means over the same people (N,), if `other` is above 0."""
     draws = settings.bootstraps, settings.seed
     if bootstrap(other[None], np.mean, *draws)[0] <= 0:

@@ -11,5 +11,5 @@ from dsnb.figures.charts import (
 )  # fmt: skip
 from dsnb.figures.person import plot_report
 from dsnb.figures.quality import plot_sheet, save_checks
-from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices, save_figure
+from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices, save_figure, view_map
 from dsnb.figures.speed import plot_dots, plot_speed

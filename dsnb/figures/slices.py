@@ -4,12 +4,14 @@ Slices follow the neurological convention: left of the picture is left of the pe
 picture says so. Diverging maps are centred on zero; colours are told apart by the colour-blind.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from nilearn import plotting
 from nilearn.plotting.displays import BaseSlicer
@@ -17,6 +19,7 @@ from nilearn.plotting.displays import BaseSlicer
 DPI = 110
 POINT = (4.0, -20.0, 6.0)  # MNI mm at which pictures are cut: sagittal, coronal, axial
 STYLE = {"annotate": False, "draw_cross": False, "black_bg": True, "dim": 0}
+ICON = re.compile(r'<link[^>]*rel="[^"]*icon"[^>]*>')
 EMPTY = 1e-6  # what lies closer to 0 is no tissue, or no departure
 
 
@@ -90,6 +93,20 @@ def plot_overlay(
     display = plotting.plot_stat_map(*images, threshold=threshold or EMPTY, **how, **STYLE)
     mark(display, unit + (f", shown beyond {threshold:g}" if threshold else ""))
     return how["figure"]
+
+
+def view_map(background: np.ndarray, values: np.ndarray, affine: np.ndarray, title: str) -> HTML:
+    """Return a viewer to click through a map (X, Y, Z) over a grey volume; 0 is not drawn.
+
+    All it needs lies in the page; nilearn's icon, which would be fetched, is taken out.
+    """
+    images = as_image(values, affine), as_image(background, affine)
+    view = plotting.view_img(
+        *images, cut_coords=POINT, threshold=EMPTY, title=title, cmap="RdBu_r", black_bg=True,
+        dim=0, resampling_interpolation="nearest", width_view=680,
+    )  # fmt: skip
+    view.html = ICON.sub("", view.html)
+    return HTML(f"<div>{view.get_iframe()}</div>")
 
 
 def plot_cases(

@@ -8,6 +8,10 @@ from dsnb.scaling.tables import (
     ablation_table,
     cost_check,
     cost_table,
+    read_planted,
+    read_power,
+    read_severity,
     read_speed,
+    severity_curves,
     tell_ablations,
 )

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dsnb import record
+from dsnb.config import Maps
 from dsnb.scaling import cost, speed
-from dsnb.search import ablations
+from dsnb.search import ablations, planted, power, severity
 
 PRESET = "small"  # whose rows a page shows, whatever its own
 AT_S = 100  # CPU-seconds at which networks are compared
@@ -202,3 +203,45 @@ def cost_check() -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*known, "volumes", "rise_mib", "measured_mib"])
     table["ratio"] = table["rise_mib"] / table["measured_mib"]
     return table.drop_duplicates(known, keep="last").reset_index(drop=True)
+
+
+def read_severity(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a field, severity and norm with lift, gain and intervals, and about the rows."""
+    rows, about = read_rows(severity.LEDGER, severity.CODE, data)
+    named = [
+        {"field": row["part"], "severity": row["change"], **norm}
+        for row in rows.to_dict("records") for norm in row["norms"]
+    ]  # fmt: skip
+    return pd.DataFrame(named), about
+
+
+def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd.DataFrame]:
+    """Return {norm: severity, `value`, low, high} of one field of `read_severity`."""
+    some = table[table["field"] == field] if len(table) else table
+    some = some.rename(columns={f"{value}_low": "low", f"{value}_high": "high"})
+    return {name: part.sort_values("severity") for name, part in some.groupby("norm", sort=False)
+            } if len(some) else {}  # fmt: skip
+
+
+def _real(ledger: str, code: tuple[str, ...]) -> tuple[pd.DataFrame, dict]:
+    """Return the rows of the real cohort that was added last, and how many are stale."""
+    known = record.ledger_rows(ledger, preset=PRESET)
+    if not known:
+        return pd.DataFrame(), {"data": "no real cohort", "rows": 0, "stale": 0}
+    return read_rows(ledger, code, known[-1]["data"])
+
+
+def read_planted(settings: Maps) -> tuple[list[dict], dict]:
+    """Return lift and gain of every norm on planted real scans, and about the rows."""
+    rows, about = _real(planted.LEDGER, planted.CODE)
+    return planted.summarise(rows, settings) if len(rows) else [], about
+
+
+def read_power() -> tuple[pd.DataFrame, dict]:
+    """Return a row a kind of study (euploids, ds, severity, d, power), and about the rows."""
+    rows, about = _real(power.LEDGER, power.CODE)
+    columns = ["severity", "d", "power", "low", "high", "false", "redraws", "pool"]
+    if not len(rows):
+        return rows, about
+    people = pd.DataFrame(rows["part"].tolist())
+    return people.join(rows.rename(columns={"change": "severity"}).reset_index()[columns]), about

@@ -1,0 +1,69 @@
+"""Five folds of planted real scans: who is tested, and what their lifts add up to."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dsnb import bids, config, record, scaling
+from dsnb.anomaly.people import PRIMARY
+from dsnb.record import ledger
+from dsnb.search import planted
+
+NAMES = [f"sub-{number:02d}" for number in range(46)]
+
+
+def test_everybody_is_tested_once_and_by_strangers():
+    """Falls: that no norm has seen whom it judges; the folds' test people are a partition."""
+    folds = [planted.split(NAMES, fold) for fold in range(planted.FOLDS)]
+    tested = [name for fold in folds for name, part in fold.items() if part == "test"]
+    assert sorted(tested) == NAMES
+    for fold in folds:
+        sizes = pd.Series(fold).value_counts()
+        assert sorted(fold) == NAMES and sizes["test"] in (9, 10)
+        assert sizes["fit"] >= 20 and sizes["validation"] == 2
+        assert sizes["scale"] >= 7 and sizes["calibration"] >= 7
+
+
+def test_a_fold_is_a_copy_with_stated_splits(tmp_path):
+    """Falls: that the received folder stays as it is, and that a fold leaves nobody undealt."""
+    raw = tmp_path / "raw"
+    for name in NAMES[:20]:
+        scan = raw / name / "anat" / f"{name}_T1w.nii.gz"
+        scan.parent.mkdir(parents=True)
+        scan.write_bytes(b"")
+    table = pd.DataFrame({"participant_id": NAMES[:22], "age": "30", "sex": "F"})
+    bids.write_table(raw / "participants.tsv", table)
+    before = (raw / "participants.tsv").read_bytes()
+    for fold in (0, 1):  # a second run replaces the copy
+        planted.make_raw(raw, tmp_path / "copy", fold)
+    assert (raw / "participants.tsv").read_bytes() == before
+    stated = bids.read_table(tmp_path / "copy" / "participants.tsv")
+    assert dict(zip(stated["participant_id"], stated["split"])) == planted.split(NAMES[:20], 1)
+    assert (tmp_path / "copy" / NAMES[3] / "anat").is_dir()
+
+
+def test_ratios_of_all_folds_are_paired_by_person(tmp_path, monkeypatch):
+    """Falls: the ratio to the best plain rival, and that of the phantom's network to the own."""
+    monkeypatch.setattr(ledger, "LEDGERS", tmp_path)
+    rng, folds = np.random.default_rng(0), []
+    for fold in range(3):
+        size = rng.uniform(0.1, 0.4, 10)
+        lifts = {PRIMARY: 3 * size, "tbm": 2 * size, "pca": size, planted.ELSEWHERE: 2.7 * size}
+        each = {name: {"lift": values.tolist(), "gain": (values / 2).tolist()}
+                for name, values in lifts.items()}  # fmt: skip
+        del each[planted.ELSEWHERE]["gain"]
+        folds.append({"preset": "small", "data": "real", "fold": fold, "seed": 1,
+                      "code": record.code_digest(*planted.CODE), "each": each})  # fmt: skip
+    (tmp_path / f"{planted.LEDGER}.jsonl").write_text("".join(json.dumps(f) + "\n" for f in folds))
+    table, about = scaling.read_planted(config.SMOKE.maps)
+    assert about == {"data": "real", "rows": 3, "stale": 0}
+    rows = {row["norm"]: row for row in table}
+    assert rows[PRIMARY]["against"] == "tbm" and rows[PRIMARY]["ratio"] == pytest.approx(1.5)
+    assert rows[PRIMARY]["interval"] == pytest.approx([1.5, 1.5])
+    assert rows[planted.ELSEWHERE]["ratio"] == pytest.approx(0.9)
+    assert rows["tbm"]["people"] == 30 and rows["tbm"]["gain"] == pytest.approx(
+        rows["tbm"]["lift"] / 2
+    )
+    assert "gain" not in rows[planted.ELSEWHERE] and "ratio" not in rows["pca"]
