@@ -224,9 +224,9 @@ def _parcels(brain: np.ndarray, grid: Grid, rng: np.random.Generator) -> np.ndar
 
 
 def _gradient_flow(source: np.ndarray, grid: Grid, far_mm: float) -> np.ndarray:
-    """Return grad(phi) (3, X, Y, Z), laplace(phi) = source (X, Y, Z) less its mean within far_mm.
+    """Return grad(phi) (3, X, Y, Z), -laplace(phi) = source (X, Y, Z) less its mean within far_mm.
 
-    What grows takes its room from the neighbourhood.
+    As a backward displacement: a positive source grows and takes its room from the neighbourhood.
     """
     source = source - ndimage.gaussian_filter(source, far_mm / grid.voxel_mm)
     waves = [2 * np.pi * fft.fftfreq(size, grid.voxel_mm) for size in grid.shape]

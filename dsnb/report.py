@@ -56,16 +56,17 @@ def report(
     few people (E-FEW), an unknown person (E-UNKNOWN), a folder with other files (E-FOREIGN), and
     in own space whose scan was drawn from another's (E-DRAWN).
     """
-    chosen = {row["norm"]: row for row in anomaly.evaluate(root, study)["tables"].get("chosen", ())}
+    found = anomaly.evaluate(root, study)["tables"]
+    if not found.get("chosen"):
+        few, fix = next(iter(found["reasons"].values())), "give a cohort with more euploids"
+        raise BadInput("E-FEW", "maps", "what its norm is made of", few, "enough people", fix)
+    chosen = {row["norm"]: row for row in found["chosen"]}
     made = json.loads((root / "maps" / "product.json").read_text())["note"]["settings"]
     asked, fix = record.plain(asdict(study.maps)), "say them again, or run `dsnb map` with the new"
     for name in made.keys() - {"norm"}:  # every norm has its settings chosen there
         if asked[name] != made[name]:
             raise BadInput("E-STALE", "maps", name, asked[name], f"{made[name]} as mapped", fix)
     source = Source(root, study)
-    if few := maps.too_few(source):
-        fix = "give a cohort with more euploids"
-        raise BadInput("E-FEW", "maps", "what its norm is made of", few, "enough people", fix)
     rows = find(source.table, names)
     scans = [_find_scan(root, raw, source, row) if own_space else None for row in rows]
     norm = fit(source, chosen[study.maps.norm])
@@ -171,7 +172,15 @@ def write_own_space(
         bids.save_volume(target, np.asarray(read.dataobj), scan.affine, note, step, code)
 
 
-def tell(norm: Norm, about: pd.Series, measured: pd.DataFrame, q: np.ndarray) -> list[str]:
+def made_with(table: pd.DataFrame, about: pd.Series) -> list[str]:
+    """Return the splits by which a person, or a euploid of the family, is part of the norm."""
+    kin = table[(table["family"] == about["family"]) & (table["group"] == "euploid")]
+    return [split for split in EUPLOID_SPLITS[:-1] if split in set(kin["split"])]
+
+
+def tell(
+    norm: Norm, about: pd.Series, made: list[str], measured: pd.DataFrame, q: np.ndarray
+) -> list[str]:
     """Say what was found in a person, and what speaks against reading it: one sentence each."""
     known, rate = measured.dropna(subset="bound"), norm.calibration.rate
     outside = known[known["outside"].astype(bool)].sort_values("z", key=np.abs, ascending=False)
@@ -189,8 +198,9 @@ def tell(norm: Norm, about: pd.Series, measured: pd.DataFrame, q: np.ndarray) ->
     if not low <= about["age"] <= high:
         ages = f"{low:.0f} to {high:.0f} years of the euploids who set the scale"
         said.append(f"Age {about['age']:g} is outside of the {ages}: the norm is extrapolated.")
-    if about["group"] == "euploid" and about["split"] in EUPLOID_SPLITS[:-1]:
-        said.append(f"The norm was made with this person ({about['split']}): z is too small.")
+    if made:
+        who = f"this person or a relative ({', '.join(made)})"
+        said.append(f"The norm was made with {who}: z is too small.")
     return said
 
 
@@ -198,6 +208,7 @@ def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, q: np.ndarray
     """Return the page of one person; `own` holds z and q (V,) over the person's own volume."""
     source, candidate, known = norm.fitted.source, norm.fitted.candidate, norm.ruler.known
     about, size = source.table.iloc[row], len(REGIONS)
+    made = made_with(source.table, about)
     volumes = {"T1w": np.asarray(source.volumes[row], np.float32)}
     volumes |= {desc: _fill(source, values, OWN_SPACE[desc][0]) for desc, values in own.items()}
     low, high = np.quantile(known, BAND, axis=0)
@@ -219,7 +230,7 @@ def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, q: np.ndarray
         "left of the person. Research use, not a diagnosis.",
     ]
     return figures.plot_report(
-        title, tell(norm, about, measured, q), notes, volumes, source.grid.affine,
+        title, tell(norm, about, made, measured, q), notes, volumes, source.grid.affine,
         measured.assign(low=low, high=high), "%" * candidate.of_volume, norm.calibration.rate,
     )  # fmt: skip
 

@@ -192,10 +192,10 @@ def test_patients_without_a_known_truth_are_mapped_and_not_judged(source, tmp_pa
 
 def test_too_few_people_is_a_reason(source):
     """Falls: the claim that a tiny cohort is answered with a sentence, not with a number."""
-    assert maps.too_few(source) is None
+    assert maps.too_few(source.table) is None
     keep = (source.table["split"] != "scale") | (np.arange(len(source.table)) % 8 == 0)
     source.table = source.table[keep].reset_index(drop=True)
-    assert "euploid scale people" in maps.too_few(source)
+    assert "euploid scale people" in maps.too_few(source.table)
 
 
 def test_tuning_prefers_the_smoothing_that_finds_the_generic_change(source):

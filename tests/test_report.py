@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 from test_anomaly import BRAIN, GRID, STUDY, make_source
 
-from dsnb import bids, config, figures, record, report
+from dsnb import anomaly, bids, config, figures, record, report
 from dsnb.anomaly import maps, tuning
 from dsnb.anomaly.people import BY_NAME, Source
 from dsnb.checks import BadInput
@@ -194,18 +194,19 @@ def test_what_cannot_be_reported_is_refused(root, finished, monkeypatch):
     twins = source.table.assign(kind=source.table["kind"].where(source.table.index > 1, "twin"))
     monkeypatch.setattr(source, "table", twins)
     refused("E-UNKNOWN", "sub-000")
-    monkeypatch.setattr(source, "table", source.table[source.table["split"] != "scale"])
+    few = {"tables": {"reasons": {"lift": "0 euploid scale people, 5 needed"}}}
+    monkeypatch.setattr(anomaly, "evaluate", lambda root, study: few)
     assert "0 euploid scale people, 5 needed" in refused("E-FEW", name)
 
 
-def told(q: float = 0.9, age: float = 40, split: str = "test", bound: float = 2) -> list[str]:
+def told(q: float = 0.9, age: float = 40, made: tuple = (), bound: float = 2) -> list[str]:
     """Return what is said of a euploid with two of three regions beyond z 2."""
     measured = pd.DataFrame({"region": ["frontal", "corpus_callosum", "thalamus"],
                              "z": [2.5, -4, 1], "bound": bound})  # fmt: skip
     measured["outside"] = np.where(np.isnan(measured["bound"]), None, measured["z"].abs() > bound)
     norm = report.Norm(None, Calibration(1, 1, 0.05, 9, 0.05), None, (20, 60))
-    about = pd.Series({"age": age, "group": "euploid", "split": split})
-    return report.tell(norm, about, measured, np.array([0.5, q]))
+    about = pd.Series({"age": age, "group": "euploid"})
+    return report.tell(norm, about, list(made), measured, np.array([0.5, q]))
 
 
 def test_the_sentence_counts_what_is_outside_and_warns():
@@ -217,7 +218,17 @@ def test_the_sentence_counts_what_is_outside_and_warns():
     assert told(q=0.01)[0].endswith("; 1 of 2 brain voxels passes q < 0.05.")
     assert told(bound=np.nan)[0].startswith("No region has a bound")
     assert "20 to 60 years" in told(age=73)[1] and len(told(age=60)) == 1
-    assert "made with this person (scale)" in told(split="scale")[1]
+    assert "made with this person or a relative (scale)" in told(made=("scale",))[1]
+
+
+def test_who_is_part_of_the_norm_is_found_through_the_family():
+    """Falls: that a second session or a planted twin of a norm's person is told apart from news."""
+    table = pd.DataFrame({
+        "family": ["a", "a", "b", "b", "c"], "group": ["euploid", "DS", "euploid", "euploid", "DS"],
+        "split": ["scale", "test", "test", "repeat", "test"],
+    })  # fmt: skip
+    found = [report.made_with(table, table.iloc[row]) for row in range(5)]
+    assert found == [["scale"], ["scale"], [], [], []]
 
 
 def test_the_page_cuts_through_what_passes_and_draws_bounds():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dsnb import bids, record
+from dsnb import bids, dataset, record, rivals
 from dsnb.anomaly import groups, metrics, regions, undo
 from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
 from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all, fit_model
@@ -21,7 +21,7 @@ from dsnb.norms import Calibration
 from dsnb.space import SPACE
 
 CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anomaly")
-PARENTS = ("prepared", "runs/vae", "latents", "deformation", "runs/undo")
+PARENTS = ("prepared", "runs/vae", "latents", "deformation")  # beside what `undo` makes
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
 LEADING = 20  # components of how euploids vary
@@ -252,10 +252,10 @@ def compare_with_variation(source: Source) -> list[dict]:
     return table
 
 
-def too_few(source: Source) -> str | None:
+def too_few(table: pd.DataFrame) -> str | None:
     """Return why no norm can be made from these people, or None."""
     for split, needed in NEEDED.items():
-        people = len(source.rows("euploid", split))
+        people = len(dataset.select(table, "euploid", split))
         if people < needed:
             return f"{people} euploid {split} people, {needed} needed"
     return None
@@ -266,17 +266,19 @@ def map_departures(root: Path, study: Study) -> None:
 
     It holds z, p, q of test people and shams, regions, groups and metrics.json.
     """
-    undo.train(root, study)
+    rivals.register(root, study)
+    reason, parents = too_few(dataset.load_table(root)), PARENTS
+    if reason is None:
+        undo.train(root, study)
+        parents += (undo.PLANTED, undo.RUN)
     settings = {key: value for key, value in asdict(study.maps).items() if key != "processes"}
-    product = record.begin(root, "maps", "map", settings, PARENTS, CODE)
+    product = record.begin(root, "maps", "map", settings, parents, CODE)
     if product.done:
         return
-    source = Source(root, study)
-    reason = too_few(source)
     headline, tables, seconds = dict.fromkeys(record.HEADLINE["05_anomaly"].split()), {}, {}
     if reason is None:
         bids.describe(product.folder, "dsnb anomaly maps", "prepared")
-        headline, tables, seconds = _measure(product.folder, source)
+        headline, tables, seconds = _measure(product.folder, Source(root, study))
     reasons = tables.setdefault("reasons", {})
     for key, value in headline.items():
         if value is None:

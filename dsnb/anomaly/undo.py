@@ -47,9 +47,18 @@ def plant(root: Path, study: Study) -> None:
     brain = load_template(study.grid).brain
     fit, held = (dataset.select(table, "euploid", name) for name in ("fit", "validation"))
     rows = np.concatenate([fit[: study.undo.planted], held])
-    response, change = np.empty((2, len(rows), int(brain.sum())), np.float16)
-    for start in range(0, len(rows), rivals.BLOCK):
-        part = slice(start, start + rivals.BLOCK)
+    begun, size = (product.folder / "done.npy").is_file(), int(brain.sum())
+    response, change, done = (
+        np.lib.format.open_memmap(
+            product.folder / f"{name}.npy", "r+" if begun else "w+", kind, (len(rows), *shape)
+        )
+        for name, kind, shape in (
+            ("response", np.float16, (size,)), ("change", np.float16, (size,)), ("done", bool, ())
+        )
+    )  # fmt: skip
+    left = np.flatnonzero(~done)
+    for start in range(0, len(left), rivals.BLOCK):
+        part = left[start : start + rivals.BLOCK]
         drawn = [_draw(brain, study.grid, FIRST_SEED + row) for row in rows[part]]
         changed = [
             rivals.warp(np.asarray(volumes[row], np.float32), flow, study.grid.voxel_mm, order=3)
@@ -57,12 +66,14 @@ def plant(root: Path, study: Study) -> None:
         ]
         after, fields = rivals.register_volumes(np.stack(changed), template, study, fields=True)
         response[part] = after[:, brain] - before[rows[part]][:, brain]
-        for place, (field, (_, truth)) in enumerate(zip(fields, drawn), start):
+        for place, field, (_, truth) in zip(part, fields, drawn):
             moved = rivals.warp(truth, field.astype(np.float32), study.grid.voxel_mm)
             change[place] = moved[brain]
-        record.progress("plant", min(part.stop, len(rows)), len(rows))
-    np.save(product.folder / "response.npy", response)
-    np.save(product.folder / "change.npy", change)
+        response.flush()
+        change.flush()
+        done[part] = True  # last: a killed run goes on from here
+        done.flush()
+        record.progress("plant", int(done.sum()), len(rows))
     bids.write_table(product.folder / "participants.tsv", table.iloc[rows])
     product.finish()
 
@@ -169,7 +180,8 @@ class UndoTask:
             return (noise.uniform(name) * len(values)).long()
 
         new = MIXED * (noise.uniform("new") < 0.5)[:, None]
-        away = self.own[pick("one", self.own)] - self.own[pick("other", self.own)]
+        one, apart = pick("one", self.own), 1 + pick("other", self.own[1:])
+        away = self.own[one] - self.own[(one + apart) % self.rows]
         seen, truth = (batch + new * away) / (1 + 2 * new**2).sqrt(), torch.zeros_like(batch)
         count = noise.uniform("count") * MOST
         for number in range(MOST):

@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
-from IPython.display import HTML
 from matplotlib.figure import Figure
 from nilearn import plotting
 from nilearn.plotting.displays import BaseSlicer
+from nilearn.plotting.html_stat_map import StatMapView
 
 DPI = 110
 POINT = (4.0, -20.0, 6.0)  # MNI mm at which pictures are cut: sagittal, coronal, axial
@@ -95,7 +95,9 @@ def plot_overlay(
     return how["figure"]
 
 
-def view_map(background: np.ndarray, values: np.ndarray, affine: np.ndarray, title: str) -> HTML:
+def view_map(
+    background: np.ndarray, values: np.ndarray, affine: np.ndarray, title: str
+) -> StatMapView:
     """Return a viewer to click through a map (X, Y, Z) over a grey volume; 0 is not drawn.
 
     All it needs lies in the page; nilearn's icon, which would be fetched, is taken out.
@@ -106,7 +108,7 @@ def view_map(background: np.ndarray, values: np.ndarray, affine: np.ndarray, tit
         dim=0, resampling_interpolation="nearest", width_view=680,
     )  # fmt: skip
     view.html = ICON.sub("", view.html)
-    return HTML(f"<div>{view.get_iframe()}</div>")
+    return view
 
 
 def plot_cases(
