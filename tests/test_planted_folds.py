@@ -87,7 +87,7 @@ def test_what_cannot_be_folded_is_refused_before_anything_is_made(tmp_path, monk
         planted.map_folds(tmp_path, config.SMOKE, None, "")
     with pytest.raises(BadInput, match="runs/undo"):
         planted.map_folds(tmp_path, config.SMOKE, tmp_path, str(tmp_path))
-    folder = SimpleNamespace(table=PEOPLE.assign(group="DS"))
+    folder = SimpleNamespace(people=PEOPLE.assign(group="DS", kind="recorded"))
     monkeypatch.setattr(cohort, "read_folder", lambda raw: folder)
     with pytest.raises(BadInput, match="E-GROUP.*46"):
         planted.map_folds(tmp_path, config.SMOKE, tmp_path, "")

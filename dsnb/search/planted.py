@@ -84,7 +84,8 @@ def map_folds(root: Path, study: Study, raw: Path | None, phantom: str) -> None:
         fix = "give a BIDS folder of people without DS"
         raise BadInput("E-RAW", "command line", "--raw", "", "a folder", fix)
     net = record.require(Path(phantom), undo.RUN) if phantom else None
-    people, about = cohort.read_folder(raw).table, record.read_mark(root)
+    people, about = cohort.read_folder(raw).people, record.read_mark(root)
+    people = people[people["kind"] == "recorded"]  # a later session goes with its person
     if (people["group"] == "DS").any():
         seen, fix = int((people["group"] == "DS").sum()), "leave them out: the disease is planted"
         raise BadInput("E-GROUP", "participants.tsv", "people with DS", seen, "none", fix)
