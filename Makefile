@@ -39,6 +39,7 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) bench cost $(WHERE)
 	@$(LEDGER) search ablations $(WHERE)
 	@$(LEDGER) search severity $(WHERE)
+	@$(LEDGER) search shift $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
 	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
 	$(if $(RAW),@$(RUN) dsnb map $(WHERE_REAL))

@@ -43,7 +43,7 @@ class Command:
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
-    # `bench`: none, speed or cost. `search`: none, ablations, severity, power or planted.
+    # `bench`: none, speed or cost. `search`: none, ablations, severity, shift, power or planted.
     # `map`: none, or the people (sub-ID) to write a report of from finished maps.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
@@ -137,6 +137,7 @@ def run(command: Command) -> int:
         # The ledger's: hours, and resumable.
         "search ablations": lambda: search.ablate(root, study),
         "search severity": lambda: search.trace(root, study),
+        "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),

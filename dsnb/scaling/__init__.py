@@ -11,6 +11,7 @@ from dsnb.scaling.tables import (
     read_planted,
     read_power,
     read_severity,
+    read_shift,
     read_speed,
     severity_curves,
     tell_ablations,

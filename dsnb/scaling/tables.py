@@ -11,7 +11,7 @@ import pandas as pd
 from dsnb import record
 from dsnb.config import Maps
 from dsnb.scaling import cost, speed
-from dsnb.search import ablations, planted, power, severity
+from dsnb.search import ablations, planted, power, severity, shift
 
 PRESET = "small"  # whose rows a page shows, whatever its own
 AT_S = 100  # CPU-seconds at which networks are compared
@@ -221,6 +221,14 @@ def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd
     some = some.rename(columns={f"{value}_low": "low", f"{value}_high": "high"})
     return {name: part.sort_values("severity") for name, part in some.groupby("norm", sort=False)
             } if len(some) else {}  # fmt: skip
+
+
+def read_shift(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a fault and number of known euploids: flagged people, coverage; and about it."""
+    rows, about = read_rows(shift.LEDGER, shift.CODE, data)
+    named = [{"fault": row["part"], "norm": row["norm"], **one}
+             for row in rows.to_dict("records") for one in row["sites"]]  # fmt: skip
+    return pd.DataFrame(named), about
 
 
 def _real(ledger: str, code: tuple[str, ...]) -> tuple[pd.DataFrame, dict]:

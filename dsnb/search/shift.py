@@ -1,0 +1,86 @@
+"""What a new scanner does to healthy people's maps, and what a few euploids there mend.
+
+Unseen euploids are scanned again by the simulated scanner of `sites`, one fault at a time and all
+together, and mapped by the norm whose maps are written; in the ledger.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dsnb import anomaly, dataset, record, rivals, vae
+from dsnb.anomaly import metrics, tuning
+from dsnb.anomaly.people import People, Source
+from dsnb.checks import BadInput
+from dsnb.config import Study
+from dsnb.norms import Calibration, Normative
+from dsnb.sites import recentre, rescan
+from dsnb.space import covariates
+
+LEDGER = "05_shift"
+CODE = ("space", "rivals", "norms", "anomaly", "sites", "search/shift")
+SOUND = {"contrast": 1.0, "gain": 1.0, "bias": 0.0, "noise": 0.0, "blur_mm": 0.0}
+FAULTS = {"none": (), **{name: (name,) for name in SOUND}, "all": tuple(SOUND)}
+JUDGED = 60  # test euploids
+
+
+def scan_again(source: Source, rows: np.ndarray, fault: str) -> People:
+    """Return people (N) as a scanner with one fault, or all, would give them."""
+    sound = {name: value for name, value in SOUND.items() if name not in FAULTS[fault]}
+    study = replace(source.study, sites=replace(source.study.sites, **sound))
+    table = source.table.iloc[rows]
+    volumes = np.stack([
+        rescan(source.volumes[row].astype(np.float32), name, study)
+        for row, name in zip(rows, table["participant_id"])
+    ]).astype(np.float32)  # fmt: skip
+    log_jacobian = rivals.register_volumes(volumes, source.template, source.study)
+    z = vae.encode(source.model, volumes)[0].reshape(len(rows), -1)
+    volumes, log_jacobian = (values[:, source.brain] for values in (volumes, log_jacobian))
+    return People(covariates(table), volumes, z, log_jacobian, source.regions, networks=source)
+
+
+def judge(
+    normative: Normative, calibration: Calibration, departures: np.ndarray, people: People
+) -> dict:
+    """Return the share of people with any voxel at q < rate, and of voxels within 95 %."""
+    z = normative.z(departures, people.covariates)
+    calibration = replace(calibration, freedom=normative.freedom)
+    inside = float((calibration.p(z) >= 0.05).mean())
+    return metrics.flagged(calibration.q(z), calibration.rate) | {"coverage": inside}
+
+
+def scan_sites(root: Path, study: Study) -> None:
+    """Fill the ledger with every fault, and with re-centring on k euploids where all come at once.
+
+    Those k are calibration people, scanned there; the judged are test people.
+    """
+    torch.set_num_threads(1)  # the same arithmetic on any machine
+    chosen = anomaly.evaluate(root, study)["tables"].get("chosen", ())
+    chosen = [row for row in chosen if row["norm"] == study.maps.norm]
+    if not chosen:
+        few, fix = "too few people for a norm", "give a cohort with more euploids"
+        raise BadInput("E-FEW", "maps", "its norms", few, "norms of a finished `maps`", fix)
+    source, about = Source(root, study), dataset.identify(root)
+    norm = tuning.fit_chosen(source, chosen)[study.maps.norm]
+    rows, known = source.rows("euploid", "test")[:JUDGED], source.rows("euploid", "calibration")
+    calibration = Calibration.fit(norm.z(source.people(known)), norm.normative.freedom,
+                                  study.maps.q)  # fmt: skip
+    for fault in FAULTS:
+        task = {**about, "part": fault, "seed": study.sites.seed, "chosen": chosen,
+                "sites": vars(study.sites)}  # fmt: skip
+        key = record.row_key(task, CODE)
+        if record.find_row(LEDGER, key):
+            continue
+        people = scan_again(source, rows, fault)
+        departures = norm.departures(people)
+        found = [{"known": 0} | judge(norm.normative, calibration, departures, people)]
+        if fault == "all":
+            there = scan_again(source, known, fault)
+            away = norm.departures(there)
+            for k in (k for k in study.sites.known if k <= len(known)):
+                moved = recentre(norm.normative, away[:k], there.covariates[:k], rescale=True)
+                found.append({"known": k} | judge(moved, calibration, departures, people))
+        record.add_row(LEDGER, key, {"sites": found, "norm": study.maps.norm})
+        record.say(f"{fault}: {found[0]['flagged']} of {len(rows)} euploids flagged")
