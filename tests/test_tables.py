@@ -8,7 +8,7 @@ import pytest
 from dsnb import record, scaling
 from dsnb.record import ledger
 from dsnb.scaling import speed, tables
-from dsnb.search import ablations, severity
+from dsnb.search import ablations, severity, shift
 
 
 @pytest.fixture
@@ -169,3 +169,16 @@ def test_severity_curves_hold_the_last_run_of_each_point_and_count_old_code(plan
     assert curves["undo"]["gain"].tolist() == [0.4, 0.8]
     assert curves["undo"]["high"].tolist() == [1, 1]
     assert scaling.severity_curves(scaling.read_severity("ixi")[0].head(0), "DS", "gain") == {}
+
+
+def test_scanners_are_a_row_a_fault_and_number_of_known_people(plant):
+    """Claim: what was flagged stands beside the fault and the number of known euploids."""
+    sites = [{"known": 0, "flagged": 9, "share": 0.9}, {"known": 10, "flagged": 1, "share": 0.1}]
+    rows = [{"data": "phantom", "part": fault, "seed": 1, "norm": "tbm", "sites": sites[:count]}
+            for fault, count in (("noise", 1), ("all", 2))]  # fmt: skip
+    plant(shift.LEDGER, shift.CODE, rows)
+    table, about = scaling.read_shift("phantom")
+    assert about == {"data": "phantom", "rows": 2, "stale": 0}
+    assert table[["fault", "known", "flagged"]].to_numpy().tolist() == [
+        ["noise", 0, 9], ["all", 0, 9], ["all", 10, 1]
+    ]  # fmt: skip
