@@ -67,7 +67,10 @@ def test_ratios_of_all_folds_are_paired_by_person(tmp_path, monkeypatch):
         folds.append({"preset": "small", "data": "real", "fold": fold, "seed": 1,
                       "code": record.code_digest(*planted.CODE), "each": each})  # fmt: skip
     (tmp_path / f"{planted.LEDGER}.jsonl").write_text("".join(json.dumps(f) + "\n" for f in folds))
-    table, about = scaling.read_planted(config.SMOKE.maps)
+    table, pairs, about = scaling.read_planted(config.SMOKE.maps)
+    pairs = {row["rival"]: row for row in pairs}
+    assert sorted(pairs) == ["pca", "tbm"] and pairs["pca"]["gain_ratio"] == pytest.approx(3)
+    assert pairs["tbm"]["lift_interval"] == pytest.approx([1.5, 1.5])
     assert about == {"data": "real", "rows": 3, "stale": 0}
     rows = {row["norm"]: row for row in table}
     assert rows[PRIMARY]["against"] == "tbm" and rows[PRIMARY]["ratio"] == pytest.approx(1.5)

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dsnb import record
+from dsnb.anomaly import metrics
+from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.scaling import cost, speed
 from dsnb.search import ablations, planted, power, severity, shift
@@ -239,10 +241,29 @@ def _real(ledger: str, code: tuple[str, ...]) -> tuple[pd.DataFrame, dict]:
     return read_rows(ledger, code, known[-1]["data"])
 
 
-def read_planted(settings: Maps) -> tuple[list[dict], dict]:
-    """Return lift and gain of every norm on planted real scans, and about the rows."""
+def read_planted(settings: Maps) -> tuple[list[dict], list[dict], dict]:
+    """Return lift and gain of every norm on planted real scans; paired; and about the rows.
+
+    The second table holds the ratio of the primary norm's lift and gain to each plain rival's over
+    the same people; None where the rival is not shown to be above 0.
+    """
     rows, about = _real(planted.LEDGER, planted.CODE)
-    return planted.summarise(rows, settings) if len(rows) else [], about
+    if not len(rows):
+        return [], [], about
+
+    def gather(name: str, value: str) -> np.ndarray:
+        return np.concatenate([each[name][value] for each in rows["each"]])
+
+    pairs = []
+    for rival in (c.name for c in CANDIDATES if not c.deep and c.name in rows["each"].iloc[0]):
+        row = {"rival": rival}
+        for value in ("lift", "gain"):
+            own, other = gather(PRIMARY, value), gather(rival, value)
+            interval = metrics.ratio_interval(own, other, settings)
+            row |= {f"{value}_ratio": own.mean() / other.mean() if interval else None,
+                    f"{value}_interval": interval}  # fmt: skip
+        pairs.append(row)
+    return planted.summarise(rows, settings), pairs, about
 
 
 def read_power() -> tuple[pd.DataFrame, dict]:
