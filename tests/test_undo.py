@@ -136,3 +136,5 @@ def test_planted_truth_lies_on_the_template_and_is_half_seen(tmp_path, monkeypat
         assert (np.abs(true) > 0.1).mean() > 0.05
         assert np.corrcoef(seen, true)[0, 1] > 0.4
         assert 0.1 < (seen * true).sum() / (true**2).sum() < 1.1
+        # The rim that a spline leaves around a brain is no growth of its cortex.
+        assert abs(seen[np.abs(true) < 0.01].mean()) < 0.02

@@ -227,7 +227,7 @@ class Source:
             volume = np.asarray(self.volumes[row], np.float32)
             changed.append(rivals.warp(volume, flow, self.grid.voxel_mm, order=3))
             truth.append(np.abs(change[self.brain]))
-        volumes = np.stack(changed)
+        volumes = rivals.without_halo(np.stack(changed))  # a cubic spline rings around the brain
         z = vae.encode(self.model, volumes)[0].reshape(len(rows), -1)
         people = self._people(self.table.iloc[rows], volumes, z, *self._points(volumes))
         return people, np.stack(truth)
