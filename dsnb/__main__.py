@@ -19,6 +19,7 @@ from dsnb import (
     latents,
     pages,
     phantom,
+    readers,
     record,
     report,
     scaling,
@@ -44,7 +45,8 @@ class Command:
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none, ablations, severity, shift, power or planted.
-    # `map`: none, or the people (sub-ID) to write a report of from finished maps.
+    # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
+    # agreement, and the sheets that readers have filled.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -120,6 +122,13 @@ def run(command: Command) -> int:
             fix = "say for example `train vae`"
             raise BadInput("E-MODEL", "command line", "model", model, known, fix)
         trained[model].train(root, study, start=command.start)
+        return 0
+    if verb == "map" and command.words[:1] == ("readers",):
+        print(f"map: the reader pack lies in {readers.make_pack(root, study)}")
+        return 0
+    if verb == "map" and command.words[:1] == ("agreement",):
+        sheets = [Path(word) for word in command.words[1:]]
+        print("\n".join(readers.agree(sheets, root / "readers" / "key" / readers.KEY)))
         return 0
     if verb == "map" and (command.words or command.own_space):
         names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)

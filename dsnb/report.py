@@ -44,6 +44,7 @@ class Norm(NamedTuple):
     calibration: Calibration
     ruler: regions.Ruler
     ages: tuple[float, float]  # of scale people, years
+    widest: float  # share of voxels beyond their 95 % range, largest of calibration people
 
 
 def report(
@@ -97,10 +98,12 @@ def fit(source: Source, choice: dict) -> Norm:
     rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
     scale, known = map(source.people, rows)
     rate = source.study.maps.q
-    calibration = Calibration.fit(fitted.z(known), fitted.normative.freedom, rate)
+    z = fitted.z(known)
+    calibration = Calibration.fit(z, fitted.normative.freedom, rate)
+    widest = float((calibration.p(z) < 0.05).mean(1).max())
     ruler = regions.Ruler.fit(fitted, scale, known, source.table.iloc[rows[1]])
     ages = source.table.iloc[rows[0]]["age"]
-    return Norm(fitted, calibration, ruler, (ages.min(), ages.max()))
+    return Norm(fitted, calibration, ruler, (ages.min(), ages.max()), widest)
 
 
 def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
@@ -117,7 +120,7 @@ def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
         new, started = Path(aside) / name, time.perf_counter()
         people = source.people(np.array([row]), moved=of_volume)
-        z, _, q = maps.write_people(Path(aside), norm.fitted, [row], people, norm.calibration)
+        z, p, q = maps.write_people(Path(aside), norm.fitted, [row], people, norm.calibration)
         told = f"{time.perf_counter() - started:.1f} s from the prepared volume to the maps"
         record.say(f"report: {name}: {told}" + ", registration included" * of_volume)
         own = {
@@ -130,7 +133,7 @@ def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
         regions.write(new, [measured], of_volume)
         for kind in ("tsv", "json"):
             (new / f"regions.{kind}").rename(new / f"{name}_regions.{kind}")
-        page = _draw(norm, row, own, measured, q[0], record.read_mark(root)["data"])
+        page = _draw(norm, row, own, measured, p[0], q[0], record.read_mark(root)["data"])
         figures.save_figure(page, new / f"{name}_report.png", dpi=DPI)
         if old.is_dir():
             old.rename(Path(aside) / "old")
@@ -179,8 +182,9 @@ def made_with(table: pd.DataFrame, about: pd.Series) -> list[str]:
 
 
 def tell(
-    norm: Norm, about: pd.Series, made: list[str], measured: pd.DataFrame, q: np.ndarray
-) -> list[str]:
+    norm: Norm, about: pd.Series, made: list[str], measured: pd.DataFrame, p: np.ndarray,
+    q: np.ndarray,
+) -> list[str]:  # fmt: skip
     """Say what was found in a person, and what speaks against reading it: one sentence each."""
     known, rate = measured.dropna(subset="bound"), norm.calibration.rate
     outside = known[known["outside"].astype(bool)].sort_values("z", key=np.abs, ascending=False)
@@ -198,13 +202,20 @@ def tell(
     if not low <= about["age"] <= high:
         ages = f"{low:.0f} to {high:.0f} years of the euploids who set the scale"
         said.append(f"Age {about['age']:g} is outside of the {ages}: the norm is extrapolated.")
+    wide = float((p < 0.05).mean())
+    if wide > norm.widest:
+        said.append(
+            f"{100 * wide:.0f} % of the brain is beyond its 95 % range, and in no calibration "
+            f"euploid more than {100 * norm.widest:.0f} %: a wide change, or a scanner or quality "
+            "that the norm does not know, where q does not hold."
+        )
     if made:
         who = f"this person or a relative ({', '.join(made)})"
         said.append(f"The norm was made with {who}: z is too small.")
     return said
 
 
-def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, q: np.ndarray, data: str):
+def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, p, q, data: str):
     """Return the page of one person; `own` holds z and q (V,) over the person's own volume."""
     source, candidate, known = norm.fitted.source, norm.fitted.candidate, norm.ruler.known
     about, size = source.table.iloc[row], len(REGIONS)
@@ -230,7 +241,7 @@ def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, q: np.ndarray
         "left of the person. Research use, not a diagnosis.",
     ]
     return figures.plot_report(
-        title, tell(norm, about, made, measured, q), notes, volumes, source.grid.affine,
+        title, tell(norm, about, made, measured, p, q), notes, volumes, source.grid.affine,
         measured.assign(low=low, high=high), "%" * candidate.of_volume, norm.calibration.rate,
     )  # fmt: skip
 

@@ -199,14 +199,17 @@ def test_what_cannot_be_reported_is_refused(root, finished, monkeypatch):
     assert "0 euploid scale people, 5 needed" in refused("E-FEW", name)
 
 
-def told(q: float = 0.9, age: float = 40, made: tuple = (), bound: float = 2) -> list[str]:
+def told(
+    q: float = 0.9, age: float = 40, made: tuple = (), bound: float = 2, p: float = 0.5
+) -> list[str]:
     """Return what is said of a euploid with two of three regions beyond z 2."""
     measured = pd.DataFrame({"region": ["frontal", "corpus_callosum", "thalamus"],
                              "z": [2.5, -4, 1], "bound": bound})  # fmt: skip
     measured["outside"] = np.where(np.isnan(measured["bound"]), None, measured["z"].abs() > bound)
-    norm = report.Norm(None, Calibration(1, 1, 0.05, 9, 0.05), None, (20, 60))
+    norm = report.Norm(None, Calibration(1, 1, 0.05, 9, 0.05), None, (20, 60), 0.4)
     about = pd.Series({"age": age, "group": "euploid"})
-    return report.tell(norm, about, list(made), measured, np.array([0.5, q]))
+    return report.tell(norm, about, list(made), measured, np.array([0.9, p]),
+                       np.array([0.5, q]))  # fmt: skip
 
 
 def test_the_sentence_counts_what_is_outside_and_warns():
@@ -218,6 +221,9 @@ def test_the_sentence_counts_what_is_outside_and_warns():
     assert told(q=0.01)[0].endswith("; 1 of 2 brain voxels passes q < 0.05.")
     assert told(bound=np.nan)[0].startswith("No region has a bound")
     assert "20 to 60 years" in told(age=73)[1] and len(told(age=60)) == 1
+    assert told(p=0.01)[1].startswith(
+        "50 % of the brain is beyond its 95 % range, and in no calibration euploid more than 40 %"
+    )
     assert "made with this person or a relative (scale)" in told(made=("scale",))[1]
 
 

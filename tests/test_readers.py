@@ -1,0 +1,58 @@
+"""The blinded reader pack: nobody is named, the key fits, agreement has known answers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dsnb import bids, dataset, readers, record
+from dsnb.checks import BadInput
+from dsnb.config import SMOKE
+
+GRID = SMOKE.grid
+
+
+@pytest.fixture
+def pack(tmp_path, monkeypatch):
+    """Return the folder of a pack of six people a group."""
+    table = pd.DataFrame({"participant_id": [f"sub-{row}" for row in range(14)],
+                          "group": ["euploid"] * 8 + ["DS"] * 6, "kind": "recorded",
+                          "split": ["fit"] * 2 + ["test"] * 12})  # fmt: skip
+    volumes = np.ones((14, *GRID.shape), np.float32)
+    monkeypatch.setattr(record, "require", lambda root, name: "key")
+    monkeypatch.setattr(dataset, "load_table", lambda root: table)
+    monkeypatch.setattr(dataset, "load_volumes", lambda root: volumes)
+    for row, name in enumerate(table["participant_id"]):
+        path = tmp_path / "maps" / name / "anat" / f"{name}_desc-z_statmap.nii.gz"
+        bids.save_volume(path, np.full(GRID.shape, row / 2, np.float32), GRID)
+    monkeypatch.setattr(readers, "CASES", 5)
+    return readers.make_pack(tmp_path, SMOKE)
+
+
+def test_a_pack_is_blind_and_its_key_fits(pack):
+    """Falls: that a reader cannot know who is who, and that the key can be matched later."""
+    files = sorted(path.name for path in pack.iterdir())
+    assert files == ["README.md", *(f"case-{n:02d}.png" for n in range(1, 11)), "key",
+                     "rating_sheet.tsv"]  # fmt: skip
+    told = (pack / "README.md").read_text() + (pack / readers.SHEET).read_text()
+    assert "sub-" not in told and "DS" not in told and "No reader has used it yet" in told
+    key = bids.read_table(pack / "key" / readers.KEY)
+    assert key["group"].value_counts().to_dict() == {"euploid": 5, "DS": 5}
+    assert key["group"].tolist() != sorted(key["group"]) and list(key) == ["case", "group"]
+
+
+def test_agreement_is_that_of_the_planted_ratings(pack):
+    """Falls: sensitivity, specificity and kappa; by hand: 4/5, 5/5, and kappa of one slip 0.8."""
+    key = bids.read_table(pack / "key" / readers.KEY)
+    truth = (key["group"] == "DS").astype(int)
+    slip = truth.copy()
+    slip[truth.idxmax()] = 0
+    for name, rated in (("a.tsv", truth), ("b.tsv", slip)):
+        sheet = pd.DataFrame({"case": key["case"], "abnormal": rated})
+        bids.write_table(pack / name, sheet.iloc[::-1])  # whatever the order
+    sheets = [pack / "a.tsv", pack / "b.tsv"]
+    said = readers.agree(sheets, pack / "key" / readers.KEY)
+    assert said[0].startswith("a.tsv: sensitivity 5/5") and "specificity 5/5" in said[0]
+    assert "b.tsv: sensitivity 4/5 (0.28 to 0.99), specificity 5/5" in said[1]
+    assert said[2] == "a.tsv and b.tsv: kappa 0.80"
+    with pytest.raises(BadInput, match="E-SHEET rating_sheet.tsv: abnormal of case-01"):
+        readers.agree([pack / readers.SHEET], pack / "key" / readers.KEY)
