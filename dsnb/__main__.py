@@ -123,16 +123,8 @@ def run(command: Command) -> int:
             raise BadInput("E-MODEL", "command line", "model", model, known, fix)
         trained[model].train(root, study, start=command.start)
         return 0
-    if verb == "map" and command.words[:1] == ("readers",):
-        print(f"map: the reader pack lies in {readers.make_pack(root, study)}")
-        return 0
-    if verb == "map" and command.words[:1] == ("agreement",):
-        sheets = [Path(word) for word in command.words[1:]]
-        print("\n".join(readers.agree(sheets, root / "readers" / "key" / readers.KEY)))
-        return 0
     if verb == "map" and (command.words or command.own_space):
-        names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)
-        report.report(root, study, names, raw, command.own_space)
+        map_people(command, root, raw)
         return 0
     walk = {
         "phantom": lambda: phantom.make_cohort(root, study),
@@ -157,6 +149,18 @@ def run(command: Command) -> int:
         expect(command, "no further word", 0)
     walk[words]()
     return 0
+
+
+def map_people(command: Command, root: Path, raw: Path | None) -> None:
+    """Read finished maps: a pack for readers, how far readers agree, or people's reports."""
+    names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)
+    if names == ("readers",):
+        print(f"map: the reader pack lies in {readers.make_pack(root, command.study)}")
+    elif names[0] == "agreement":
+        sheets = [Path(name) for name in names[1:]]
+        print("\n".join(readers.agree(sheets, root / "readers" / "key" / readers.KEY)))
+    else:
+        report.report(root, command.study, names, raw, command.own_space)
 
 
 def expect(command: Command, what: str, count: int) -> tuple[str, ...]:

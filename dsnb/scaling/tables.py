@@ -219,10 +219,12 @@ def read_severity(data: str) -> tuple[pd.DataFrame, dict]:
 
 def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd.DataFrame]:
     """Return {norm: severity, `value`, low, high} of one field of `read_severity`."""
-    some = table[table["field"] == field] if len(table) else table
+    if not len(table):
+        return {}
+    some = table[table["field"] == field]
     some = some.rename(columns={f"{value}_low": "low", f"{value}_high": "high"})
-    return {name: part.sort_values("severity") for name, part in some.groupby("norm", sort=False)
-            } if len(some) else {}  # fmt: skip
+    curves = some.groupby("norm", sort=False)
+    return {name: curve.sort_values("severity") for name, curve in curves}
 
 
 def read_shift(data: str) -> tuple[pd.DataFrame, dict]:
