@@ -78,18 +78,22 @@ def test_a_notebook_alone_names_the_stage_that_makes_its_input(tmp_path):
 
 
 def test_a_killed_cohort_goes_on(tmp_path):
-    """SIGKILL half-way: what was written stays, the same command finishes the rest."""
+    """SIGKILL half-way: what was written stays, the same command finishes the rest.
+
+    A visit's recorded scan comes last and its sidecar after it: what has none is not written yet.
+    """
     words = ["phantom", "--preset", "smoke", "--data-root", str(tmp_path)]
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen([*DSNB, *words], stderr=log, start_new_session=True)
     scans = tmp_path / "raw"
     deadline = time.monotonic() + 120
-    while len(list(scans.rglob("sub-*_T1w.nii.gz"))) < 6:
+    while len(list(scans.glob("sub-*/**/*_T1w.json"))) < 6:
         assert child.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    kept = {path: path.stat().st_mtime_ns for path in scans.rglob("sub-*_T1w.nii.gz")}
+    written = [path.with_suffix(".nii.gz") for path in scans.glob("sub-*/**/*_T1w.json")]
+    kept = {path: path.stat().st_mtime_ns for path in written}
     assert not (scans / "product.json").exists()
     answer = dsnb(*words)
     assert answer.returncode == 0 and "unfinished raw goes on" in answer.stderr
