@@ -78,8 +78,8 @@ class Maps:
     nuisance: tuple[int, ...] = (0, 20, 80, 160)  # nuisance components, chosen on validation
     smoothing_mm: tuple[float, ...] = (0.0, 6.0, 12.0, 18.0)  # Gaussian FWHM, chosen likewise
     # Whose z, p and q are written: the plain winner until a deep norm beats it.
-    norm: Literal["tbm", "tbm_pca", "regions", "vbm", "image", "pca", "latent", "restoration",
-                  "undo"] = "tbm"  # fmt: skip
+    norm: Literal["tbm", "tbm_pca", "regions", "parcels", "vbm", "image", "pca", "latent",
+                  "restoration", "undo"] = "tbm"  # fmt: skip
     group_smoothing_mm: float = 6.0  # FWHM of group maps: they need less than one person's [E]
     permutations: int = 500  # of people, behind the corrected p of group maps
     q: float = 0.05  # false-discovery rate

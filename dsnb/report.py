@@ -8,9 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -19,11 +17,11 @@ from nibabel.processing import resample_from_to
 
 from dsnb import anomaly, bids, checks, figures, record
 from dsnb.anomaly import maps, regions, tuning
+from dsnb.anomaly.maps import Reference
 from dsnb.anomaly.people import Source
 from dsnb.checks import BadInput
 from dsnb.cohort import manifest
 from dsnb.config import Study
-from dsnb.norms import Calibration
 from dsnb.space import EUPLOID_SPLITS, REGIONS
 from dsnb.volumes import prepared_path
 
@@ -37,16 +35,6 @@ OWN_SPACE = {  # outside of the study grid's map, order, step on disk, text
 }
 
 
-class Norm(NamedTuple):
-    """What people are compared with: a fitted norm, its calibration, regions, and who made it."""
-
-    fitted: tuning.FittedNorm
-    calibration: Calibration
-    ruler: regions.Ruler
-    ages: tuple[float, float]  # of scale people, years
-    widest: float  # share of voxels beyond their 95 % range, largest of calibration people
-
-
 def report(
     root: Path, study: Study, names: Sequence[str], raw: Path | None = None, own_space=False
 ) -> None:
@@ -57,23 +45,14 @@ def report(
     few people (E-FEW), an unknown person (E-UNKNOWN), a folder with other files (E-FOREIGN), and
     in own space whose scan was drawn from another's (E-DRAWN).
     """
-    found = anomaly.evaluate(root, study)["tables"]
-    if not found.get("chosen"):
-        few, fix = next(iter(found["reasons"].values())), "give a cohort with more euploids"
-        raise BadInput("E-FEW", "maps", "what its norm is made of", few, "enough people", fix)
-    chosen = {row["norm"]: row for row in found["chosen"]}
-    made = json.loads((root / "maps" / "product.json").read_text())["note"]["settings"]
-    asked, fix = record.plain(asdict(study.maps)), "say them again, or run `dsnb map` with the new"
-    for name in made.keys() - {"norm"}:  # every norm has its settings chosen there
-        if asked[name] != made[name]:
-            raise BadInput("E-STALE", "maps", name, asked[name], f"{made[name]} as mapped", fix)
+    chosen = [row for row in anomaly.chosen(root, study) if row["norm"] == study.maps.norm]
     source = Source(root, study)
     rows = find(source.table, names)
     scans = [_find_scan(root, raw, source, row) if own_space else None for row in rows]
-    norm = fit(source, chosen[study.maps.norm])
+    reference = maps.calibrate(tuning.fit_chosen(source, chosen)[study.maps.norm])
     for row, scan in zip(rows, scans):
         with record.writing(root):
-            _write(root, norm, row, scan)
+            _write(root, reference, row, scan)
 
 
 def find(table: pd.DataFrame, names: Sequence[str]) -> list[int]:
@@ -92,24 +71,10 @@ def find(table: pd.DataFrame, names: Sequence[str]) -> list[int]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def fit(source: Source, choice: dict) -> Norm:
-    """Fit the norm of a study at its chosen components and smoothing, calibration and regions."""
-    fitted = tuning.fit_chosen(source, [choice])[choice["norm"]]
-    rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
-    scale, known = map(source.people, rows)
-    rate = source.study.maps.q
-    z = fitted.z(known)
-    calibration = Calibration.fit(z, fitted.normative.freedom, rate)
-    widest = float((calibration.p(z) < 0.05).mean(1).max())
-    ruler = regions.Ruler.fit(fitted, scale, known, source.table.iloc[rows[1]])
-    ages = source.table.iloc[rows[0]]["age"]
-    return Norm(fitted, calibration, ruler, (ages.min(), ages.max()), widest)
-
-
-def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
+def _write(root: Path, reference: Reference, row: int, scan: tuple | None) -> None:
     """Write one person's report aside, then put it in the place of an older one."""
-    source, folder = norm.fitted.source, root / "reports"
-    table, of_volume = source.table.iloc[[row]], norm.fitted.candidate.of_volume
+    source, folder = reference.norm.source, root / "reports"
+    table, of_volume = source.table.iloc[[row]], reference.norm.candidate.of_volume
     name = table["participant_id"].iloc[0]
     old = folder / name
     if strange := [p.name for p in old.rglob("*") if p.is_file() and f"{name}_" not in p.name]:
@@ -120,20 +85,21 @@ def _write(root: Path, norm: Norm, row: int, scan: tuple | None) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as aside:
         new, started = Path(aside) / name, time.perf_counter()
         people = source.people(np.array([row]), moved=of_volume)
-        z, p, q = maps.write_people(Path(aside), norm.fitted, [row], people, norm.calibration)
+        norm, calibration = reference.norm, reference.calibration
+        z, p, q = maps.write_people(Path(aside), norm, [row], people, calibration)
         told = f"{time.perf_counter() - started:.1f} s from the prepared volume to the maps"
         record.say(f"report: {name}: {told}" + ", registration included" * of_volume)
         own = {
-            desc: norm.fitted.in_own_grid(values, people.points, outside=outside, order=order)[0]
-            for (desc, (outside, order, *_)), values in zip(OWN_SPACE.items(), (z, q))
+            desc: reference.norm.in_own_grid(values, people.points, outside=outside, order=order)[0]
+            for (desc, (outside, order, *_)), values in zip(OWN_SPACE.items(), (maps.limit(z), q))
         }
         if scan:
             write_own_space(new / "anat", name, own, source, *scan)
-        measured = norm.ruler.measure(people, table)
+        measured = reference.ruler.measure(people, table)
         regions.write(new, [measured], of_volume)
         for kind in ("tsv", "json"):
             (new / f"regions.{kind}").rename(new / f"{name}_regions.{kind}")
-        page = _draw(norm, row, own, measured, p[0], q[0], record.read_mark(root)["data"])
+        page = _draw(reference, row, own, measured, p[0], q[0], record.read_mark(root)["data"])
         figures.save_figure(page, new / f"{name}_report.png", dpi=DPI)
         if old.is_dir():
             old.rename(Path(aside) / "old")
@@ -166,7 +132,7 @@ def write_own_space(
     scan = nib.load(path)
     code = 4 if np.array_equal(matrix, np.eye(4)) else 1
     for desc, (outside, order, step, text) in OWN_SPACE.items():
-        volume = _fill(source, own[desc], outside)
+        volume = source.fill(own[desc], outside)
         aligned = nib.Nifti1Image(volume, np.linalg.inv(matrix) @ source.grid.affine)
         read = resample_from_to(aligned, (scan.shape[:3], scan.affine), order, cval=outside)
         note = {"Description": text, "Norm": source.study.maps.norm, "NativeToMNI": matrix,
@@ -182,11 +148,11 @@ def made_with(table: pd.DataFrame, about: pd.Series) -> list[str]:
 
 
 def tell(
-    norm: Norm, about: pd.Series, made: list[str], measured: pd.DataFrame, p: np.ndarray,
+    reference: Reference, about: pd.Series, made: list[str], measured: pd.DataFrame, p: np.ndarray,
     q: np.ndarray,
 ) -> list[str]:  # fmt: skip
     """Say what was found in a person, and what speaks against reading it: one sentence each."""
-    known, rate = measured.dropna(subset="bound"), norm.calibration.rate
+    known, rate = measured.dropna(subset="bound"), reference.calibration.rate
     outside = known[known["outside"].astype(bool)].sort_values("z", key=np.abs, ascending=False)
     bound = f"{len(outside)} of {len(known)} regions lie{'s' * (len(outside) == 1)} outside the "
     bound += "bound that 95 % of euploids of this sex keep"
@@ -198,16 +164,16 @@ def tell(
     passed = int((q < rate).sum())
     voxels = f"{passed:,} of {len(q):,} brain voxels pass" + "es" * (passed == 1)
     voxels = voxels if passed else "no voxel passes"
-    said, (low, high) = [f"{bound}; {voxels} q < {rate:g}."], norm.ages
+    said, (low, high) = [f"{bound}; {voxels} q < {rate:g}."], reference.ages
     if not low <= about["age"] <= high:
         ages = f"{low:.0f} to {high:.0f} years of the euploids who set the scale"
         said.append(f"Age {about['age']:g} is outside of the {ages}: the norm is extrapolated.")
     wide = float((p < 0.05).mean())
-    if wide > norm.widest:
+    if wide > reference.widest:
         said.append(
             f"{100 * wide:.0f} % of the brain is beyond its 95 % range, and in no calibration "
-            f"euploid more than {100 * norm.widest:.0f} %: a wide change, or a scanner or quality "
-            "that the norm does not know, where q does not hold."
+            f"euploid more than {100 * reference.widest:.0f} %: a wide change, or a scanner or "
+            "quality that the norm does not know, where q does not hold."
         )
     if made:
         who = f"this person or a relative ({', '.join(made)})"
@@ -215,13 +181,13 @@ def tell(
     return said
 
 
-def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, p, q, data: str):
+def _draw(reference: Reference, row: int, own: dict, measured: pd.DataFrame, p, q, data: str):
     """Return the page of one person; `own` holds z and q (V,) over the person's own volume."""
-    source, candidate, known = norm.fitted.source, norm.fitted.candidate, norm.ruler.known
-    about, size = source.table.iloc[row], len(REGIONS)
+    source, candidate = reference.norm.source, reference.norm.candidate
+    known, about, size = reference.ruler.known, source.table.iloc[row], len(REGIONS)
     made = made_with(source.table, about)
     volumes = {"T1w": np.asarray(source.volumes[row], np.float32)}
-    volumes |= {desc: _fill(source, values, OWN_SPACE[desc][0]) for desc, values in own.items()}
+    volumes |= {desc: source.fill(values, OWN_SPACE[desc][0]) for desc, values in own.items()}
     low, high = np.quantile(known, BAND, axis=0)
     sex = {"F": "female", "M": "male"}[about["sex"]]
     title = [
@@ -236,18 +202,11 @@ def _draw(norm: Norm, row: int, own: dict, measured: pd.DataFrame, p, q, data: s
         "bound: split conformal, for one region at a time; by chance alone a euploid has up to "
         f"{(1 - regions.LEVEL) * size:.1f} of {size} regions outside.",
         f"q: Benjamini-Hochberg after a conformal factor from the same {len(known)} euploids; any "
-        f"voxel passes in at most {100 * norm.calibration.guarantee:.0f} % of new euploids.",
+        f"voxel passes in at most {100 * reference.calibration.guarantee:.0f} % of new euploids.",
         "Slices go through the strongest voxel that passes, or else through a fixed point; left is "
         "left of the person. Research use, not a diagnosis.",
     ]
     return figures.plot_report(
-        title, tell(norm, about, made, measured, p, q), notes, volumes, source.grid.affine,
-        measured.assign(low=low, high=high), "%" * candidate.of_volume, norm.calibration.rate,
+        title, tell(reference, about, made, measured, p, q), notes, volumes, source.grid.affine,
+        measured.assign(low=low, high=high), "%" * candidate.of_volume, reference.calibration.rate,
     )  # fmt: skip
-
-
-def _fill(source: Source, values: np.ndarray, outside: float) -> np.ndarray:
-    """Return brain values (V,) as a volume (X, Y, Z) with `outside` around it."""
-    volume = np.full(source.brain.shape, outside, np.float32)
-    volume[source.brain] = np.clip(values, -maps.Z_LIMIT, maps.Z_LIMIT)
-    return volume

@@ -17,6 +17,7 @@ from dsnb.anomaly.people import (
     PRIMARY,
     People,
     Source,
+    draw_parcels,
     grey_matter,
     in_own_grid,
     region_weights,
@@ -41,6 +42,7 @@ STUDY = dataclasses.replace(
 GRID = STUDY.grid
 BRAIN = load_template(GRID).brain
 MASKS = region_masks(GRID)[:, BRAIN]
+PARCELS = draw_parcels(GRID)
 PEOPLE = {
     ("euploid", "recorded", "fit"): 24, ("euploid", "recorded", "validation"): 2,
     ("euploid", "recorded", "scale"): 16, ("euploid", "recorded", "calibration"): 19,
@@ -94,7 +96,7 @@ def make_source() -> Source:
     found.volumes = volumes.astype(np.float32)
     found.log_jacobian = 0.1 * rng.standard_normal(volumes.shape).astype(np.float32)
     found.log_jacobian[table["group"] == "DS"] += found.truth
-    found.regions = MASKS
+    found.regions, found.parcels = MASKS, PARCELS
     found.model = Pooling()
     found.responses = found.truth[:2, BRAIN]
     found.undo = lambda log_jacobian, covariates: log_jacobian  # a network that takes all as it is
@@ -303,69 +305,6 @@ def test_knowing_where_a_disease_strikes_is_no_gain():
     assert abs(headline["lift_best_null"]) < 0.02
 
 
-def test_two_sessions_have_the_published_agreement_and_a_known_smallest_change():
-    """Falls: the table of repeatability; the ratings are those of Shrout and Fleiss (1979).
-
-    Their six targets and four judges give ICC(2,1) = 0.29.
-    """
-    ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
-    icc, _ = regions.repeatability(np.array(ratings, float).T[..., None])
-    assert icc[0] == pytest.approx(0.29, abs=0.005)
-    rng = np.random.default_rng(0)
-    people = rng.standard_normal((4000, 1))
-    noisy = people + 0.5 * rng.standard_normal((2, 4000, 1))
-    icc, change = regions.repeatability(noisy)
-    assert icc[0] == pytest.approx(1 / 1.25, abs=0.02)
-    assert change[0] == pytest.approx(1.96 * np.sqrt(2) * 0.5, rel=0.05)
-    assert (np.abs(noisy[1] - noisy[0]) < change).mean() == pytest.approx(0.95, abs=0.015)
-
-
-def test_sessions_are_paired_by_person_whatever_their_order(source):
-    """Falls: that repeatability compares a person with themselves; twice the same scan agrees."""
-    test = source.rows("euploid", "test")
-    again = source.table.iloc[test[::-1]].assign(kind="repeat", split="repeat")
-    again["origin"] = again["participant_id"]
-    again["participant_id"] += "ses2"
-    source.table = pd.concat([source.table, again], ignore_index=True)
-    source.order = np.r_[source.order, source.order[test[::-1]]]
-    for name in ("volumes", "log_jacobian"):
-        values = getattr(source, name)
-        setattr(source, name, np.concatenate([values, values[test[::-1]]]))
-    norm = tuning.fit_all(source)[0]["tbm"]
-    rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
-    scale, known = map(source.people, rows)
-    ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows[1]])
-    table = maps.compare_sessions(ruler)
-    assert len(table) == len(REGIONS) and table[0]["people"] == len(test)
-    assert all(row["icc"] == pytest.approx(1, abs=1e-4) for row in table)
-    assert all(row["smallest_change"] < 1e-2 for row in table)
-    source.table = source.table.drop(index=source.table.index[-3:])
-    assert maps.compare_sessions(ruler) == []  # nine people are too few
-
-
-def test_what_a_disease_shares_with_healthy_variation_is_measured(source):
-    """Falls: the page's reason why single people are hard: a change that looks like variation.
-
-    Euploids vary along one pattern, which the disease follows and planted changes do not.
-    """
-    rng, pattern = np.random.default_rng(0), np.zeros(GRID.shape, np.float32)
-    pattern[10:20] = 0.1
-    varied = rng.standard_normal((len(source.table), 1, 1, 1)).astype(np.float32) * pattern
-    source.log_jacobian = varied + 0.001 * rng.standard_normal(varied.shape).astype(np.float32)
-    ds = (source.table["group"] == "DS").to_numpy()
-    source.log_jacobian[ds] = 2 * pattern
-    other = np.roll(pattern, 15, 0)[BRAIN]
-    source.responses = np.stack([other, -other])
-    rows = {row["departure"]: row for row in maps.compare_with_variation(source)}
-    euploid, planted, mean = (
-        rows[name]["share_in_variation"]
-        for name in ("one euploid, unseen", "one planted change", "mean of people with DS")
-    )
-    assert euploid > 0.9 and mean > 0.9 and planted < 0.1
-    expected = 2 * np.sqrt((pattern[BRAIN] ** 2).mean())
-    assert rows["mean of people with DS"]["rms"] == pytest.approx(expected, rel=0.35)
-
-
 def test_a_planted_field_is_compared_with_the_same_person_left_alone(source, monkeypatch):
     """Falls: the severity curve; its gain is what the change adds to what the person shows anyway.
 
@@ -412,7 +351,7 @@ def test_maps_of_volume_move_into_the_persons_grid():
     points = np.argwhere(BRAIN).T.astype(np.float32) + np.array([[2], [0], [0]])
     maps_of = ramp[BRAIN][None]
     inner = np.argwhere(BRAIN)[:, 0] < 20
-    for name in ("undo", "tbm", "tbm_pca", "regions"):
+    for name in ("undo", "tbm", "tbm_pca", "regions", "parcels"):
         moved = in_own_grid(BY_NAME[name], maps_of, points[None].astype(np.float32), BRAIN)
         assert np.median((moved - maps_of)[0][inner]) == pytest.approx(2, abs=0.01)
         nothing = in_own_grid(BY_NAME[name], np.ones((1, BRAIN.sum())), points[None], BRAIN, 1)
@@ -433,6 +372,24 @@ def test_region_volumes_are_painted_where_the_region_is():
     assert painted[:, alone].std(1).max() < 0.01
     assert np.abs(painted[:, MASKS[REGIONS.index("frontal")] > 0.95]).max() < 0.03
     assert np.abs(painted[:, MASKS.sum(0) < 0.01]).max() < 0.01  # nearly outside of every region
+
+
+def test_parcels_fill_the_brain_tissue_by_tissue(source):
+    """Falls: the rival of parcels that no atlas drew, each with the mean of its own voxels."""
+    template = load_template(GRID)
+    tissue = np.stack([template.csf, template.gm, template.wm])[:, BRAIN].argmax(0)
+    assert (PARCELS.sum(0) == 1).all() and (PARCELS.sum(1) > 10).all()
+    assert all(np.ptp(tissue[mask == 1]) == 0 for mask in PARCELS)
+    left = np.abs(GRID.coordinates_mm()[0][BRAIN]) > 20
+    sides = np.sign(GRID.coordinates_mm()[0][BRAIN])
+    assert all(abs(sides[(mask == 1) & left].mean()) < 0.5 for mask in PARCELS if mask[left].any())
+    changed = 0.3 * PARCELS[20] + 0.05 * np.random.default_rng(0).standard_normal(BRAIN.sum())
+    person = dataclasses.replace(
+        source.people(np.array([0])), log_jacobian=changed[None].astype(np.float32)
+    )
+    inside = person.parcelled[0][PARCELS[20] == 1]
+    assert np.ptp(inside) < 1e-5 and inside[0] == pytest.approx(0.3, abs=0.02)
+    assert np.abs(person.parcelled[0][PARCELS[20] == 0]).max() < 0.05
 
 
 def test_grey_matter_is_found_under_any_contrast():

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 from test_anomaly import BRAIN, GRID, STUDY, make_source
 
-from dsnb import anomaly, bids, config, figures, record, report
+from dsnb import bids, config, figures, record, report
 from dsnb.anomaly import maps, tuning
 from dsnb.anomaly.people import BY_NAME, Source
 from dsnb.checks import BadInput
@@ -195,7 +195,7 @@ def test_what_cannot_be_reported_is_refused(root, finished, monkeypatch):
     monkeypatch.setattr(source, "table", twins)
     refused("E-UNKNOWN", "sub-000")
     few = {"tables": {"reasons": {"lift": "0 euploid scale people, 5 needed"}}}
-    monkeypatch.setattr(anomaly, "evaluate", lambda root, study: few)
+    monkeypatch.setattr(maps, "evaluate", lambda root, study: few)
     assert "0 euploid scale people, 5 needed" in refused("E-FEW", name)
 
 
@@ -206,7 +206,7 @@ def told(
     measured = pd.DataFrame({"region": ["frontal", "corpus_callosum", "thalamus"],
                              "z": [2.5, -4, 1], "bound": bound})  # fmt: skip
     measured["outside"] = np.where(np.isnan(measured["bound"]), None, measured["z"].abs() > bound)
-    norm = report.Norm(None, Calibration(1, 1, 0.05, 9, 0.05), None, (20, 60), 0.4)
+    norm = maps.Reference(None, Calibration(1, 1, 0.05, 9, 0.05), None, (20, 60), 0.4, 19)
     about = pd.Series({"age": age, "group": "euploid"})
     return report.tell(norm, about, list(made), measured, np.array([0.9, p]),
                        np.array([0.5, q]))  # fmt: skip

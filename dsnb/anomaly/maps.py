@@ -7,27 +7,50 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from dsnb import bids, dataset, record, rivals
-from dsnb.anomaly import groups, metrics, regions, undo
+from dsnb.anomaly import comparisons, groups, metrics, regions, undo
 from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
-from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all, fit_model
+from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
+from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.norms import Calibration
-from dsnb.space import SPACE
+from dsnb.space import SPACE, Grid
 
 CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anomaly")
 PARENTS = ("prepared", "runs/vae", "latents", "deformation")  # beside what `undo` makes
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
-LEADING = 20  # components of how euploids vary
-FEWEST_TWICE = 10  # euploid test people who came twice
 SWAPPED = 3  # others' maps laid over each person's truth
 Z_LIMIT = 32.0  # what the stored z can hold
+
+
+class Reference(NamedTuple):
+    """What people are compared with: a fitted norm, its calibration, regions, and who made it."""
+
+    norm: FittedNorm
+    calibration: Calibration
+    ruler: regions.Ruler
+    ages: tuple[float, float]  # of scale people, years
+    widest: float  # share of voxels beyond their 95 % range, largest of calibration people
+    people: int  # calibration people
+
+
+def calibrate(norm: FittedNorm) -> Reference:
+    """Set coverage, error and region bounds of a norm on scale and calibration people."""
+    source = norm.source
+    rows = [source.rows("euploid", split) for split in ("scale", "calibration")]
+    scale, known = map(source.people, rows)
+    z = norm.z(known)
+    calibration = Calibration.fit(z, norm.normative.freedom, source.study.maps.q)
+    ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows[1]])
+    ages, widest = source.table.iloc[rows[0]]["age"], (calibration.p(z) < 0.05).mean(1).max()
+    return Reference(norm, calibration, ruler, (ages.min(), ages.max()), float(widest), len(z))
 
 
 def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People, truth) -> tuple:
@@ -65,9 +88,15 @@ def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People,
     return metrics.compare(found, swapped, source.study.maps)
 
 
-def _path(folder: Path, name: str, desc: str, source: Source) -> Path:
-    stem = f"{name}_space-{SPACE}_res-{source.grid.voxel_mm:g}mm_desc-{desc}_statmap.nii.gz"
+def map_path(folder: Path, name: str, desc: str, grid: Grid) -> Path:
+    """Return where the map `desc` of a person (sub-ID) or a group lies in the product `maps`."""
+    stem = f"{name}_space-{SPACE}_res-{grid.voxel_mm:g}mm_desc-{desc}_statmap.nii.gz"
     return folder / name / ("anat" if name.startswith("sub-") else "") / stem
+
+
+def limit(values: np.ndarray) -> np.ndarray:
+    """Return values that the stored z can hold."""
+    return np.clip(values, -Z_LIMIT, Z_LIMIT)
 
 
 def write_map(
@@ -75,11 +104,10 @@ def write_map(
     outside: float = 0, step: float | None = None,
 ) -> None:  # fmt: skip
     """Write brain values (V,) as a statistical map with its sidecar, unless it is there."""
-    path = _path(folder, name, desc, source)
+    path = map_path(folder, name, desc, source.grid)
     if path.is_file() and bids.sidecar_of(path).is_file():
         return
-    volume = np.full(source.brain.shape, outside, np.float32)
-    volume[source.brain] = np.clip(values, -Z_LIMIT, Z_LIMIT)
+    volume = source.fill(limit(values), outside)
     norm = BY_NAME[source.study.maps.norm]
     grid = "template" if norm.of_volume else "person, aligned by an affine"
     note = {"Description": text, "Norm": norm.name, "Anatomy": grid}
@@ -163,11 +191,8 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     fitted, trials = fit_all(source)
     norm, tuned = fitted[settings.norm], time.perf_counter()
     headline, tables = dict.fromkeys(record.HEADLINE["05_anomaly"].split()), {"reasons": {}}
-    rows = source.rows("euploid", "calibration")
-    known = source.people(rows)
-    calibration = Calibration.fit(norm.z(known), norm.normative.freedom, settings.q)
-    scale = source.people(source.rows("euploid", "scale"))
-    ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows])
+    reference = calibrate(norm)
+    calibration, ruler = reference.calibration, reference.ruler
     sets = {
         "euploid test": source.rows("euploid", "test"),
         "sham": source.rows("euploid", "sham", kind="sham"),
@@ -183,7 +208,7 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         error.append({"people_of": name, **metrics.flagged(q, settings.q)})
         measured.append(ruler.measure(people, table))
         if name == "euploid test":
-            tables["coverage"] = metrics.coverage(p, table)
+            tables["coverage"] = metrics.coverage(p, table, people.regions)
             spread = norm.normative.spread(people.covariates)
             tables["reliability"] = metrics.reliability(spread, z * spread, settings)
             headline["euploids_flagged"] = error[-1]["share"]
@@ -198,58 +223,12 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     tables["chosen"] = [one.choice for one in fitted.values()]
     headline["norm"] = norm.candidate.name
     tables["region_error"] = regions.flagged(measured)
-    tables["sessions"] = compare_sessions(ruler)
-    tables["variation"] = compare_with_variation(source)
-    tables["calibration"] = {**asdict(calibration), "people": len(known.covariates)}
+    tables["sessions"] = comparisons.compare_sessions(ruler)
+    tables["stages"] = comparisons.compare_stages(ruler)
+    tables["variation"] = comparisons.compare_with_variation(source)
+    tables["calibration"] = {**asdict(calibration), "people": reference.people}
     seconds = {"tune": tuned - started, "score_and_write": time.perf_counter() - tuned}
     return headline, tables, seconds
-
-
-def compare_sessions(ruler: regions.Ruler) -> list[dict]:
-    """Return how well two sessions of the same euploid test people agree, a region a row.
-
-    The smallest detectable change is in per cent of local volume, or in intensity.
-    """
-    source = ruler.norm.source
-    again = source.rows("euploid", "repeat", kind="repeat")
-    first = source.rows("euploid", "test")
-    origin, known = source.table["origin"].iloc[again], source.table["participant_id"].iloc[first]
-    place = pd.Index(known).get_indexer(origin)
-    again, first = again[place >= 0], first[place[place >= 0]]
-    if len(again) < FEWEST_TWICE:
-        return []
-    values = np.stack([ruler.departures(source.people(rows)) for rows in (first, again)])
-    if ruler.norm.candidate.of_volume:
-        values = 100 * np.expm1(values)
-    found = zip(regions.REGIONS, *regions.repeatability(values))
-    return [
-        {"region": r, "people": len(again), "icc": a, "smallest_change": b} for r, a, b in found
-    ]
-
-
-def compare_with_variation(source: Source) -> list[dict]:
-    """Return how large departures of log volume are, and how much of them is how euploids vary.
-
-    A row each for unseen euploids, for changes planted on euploids as the registration saw them,
-    and for the mean of DS `generator-fit` people: root mean square over the brain, and the share
-    of its square that leading components of the fit people explain.
-    """
-    norm = fit_model(BY_NAME["tbm_pca"], source, LEADING)
-    rows = source.rows("euploid", "scale"), source.rows("DS", "generator-fit")
-    euploid, ds = (
-        people.log_jacobian - norm.expected(people.log_jacobian, people.covariates, 0)
-        for people in map(source.people, rows)
-    )
-    planted = np.asarray(source.responses, np.float32)
-    parts = {"one euploid, unseen": euploid, "one planted change": planted}
-    if len(ds):
-        parts["mean of people with DS"] = ds.mean(0, keepdims=True)
-    table = []
-    for name, values in parts.items():
-        inside = ((values @ norm.components.T) ** 2).sum(1) / (values**2).sum(1)
-        size = float(np.sqrt((values**2).mean()))
-        table.append({"departure": name, "rms": size, "share_in_variation": inside.mean()})
-    return table
 
 
 def too_few(table: pd.DataFrame) -> str | None:
@@ -296,3 +275,20 @@ def evaluate(root: Path, study: Study) -> dict:
     """Return headline, tables and timing of page 05 as `map_departures` measured them."""
     record.require(root, "maps")
     return json.loads((root / "maps" / "metrics.json").read_text())
+
+
+def chosen(root: Path, study: Study) -> list[dict]:
+    """Return the settings chosen for each norm in finished `maps`; refuse (E-FEW) where none was.
+
+    Raises BadInput (E-STALE) where the maps were made with other settings than the study's.
+    """
+    tables = evaluate(root, study)["tables"]
+    if not tables.get("chosen"):
+        few, fix = next(iter(tables["reasons"].values())), "give a cohort with more euploids"
+        raise BadInput("E-FEW", "maps", "what its norm is made of", few, "enough people", fix)
+    made = json.loads((root / "maps" / "product.json").read_text())["note"]["settings"]
+    asked, fix = record.plain(asdict(study.maps)), "say them again, or run `dsnb map` with the new"
+    for name in made.keys() - {"norm"}:  # every norm has its settings chosen there
+        if asked[name] != made[name]:
+            raise BadInput("E-STALE", "maps", name, asked[name], f"{made[name]} as mapped", fix)
+    return tables["chosen"]

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from dsnb.anomaly.people import CANDIDATES, PRIMARY
+from dsnb.anomaly.people import CANDIDATES, PRIMARY, region_weights
 from dsnb.config import Maps
 from dsnb.space import REGIONS
 
@@ -56,15 +56,20 @@ def discoveries(q: np.ndarray, truth: np.ndarray, rate: float, change: float) ->
     return np.stack([false, (found & changed).sum(1) / np.maximum(changed.sum(1), 1)])
 
 
-def coverage(p: np.ndarray, table: pd.DataFrame) -> list[dict]:
-    """Return the share of voxels inside the 95 % interval: all, by person quantile, by strata."""
-    inside = (p >= 0.05).mean(1)
+def coverage(p: np.ndarray, table: pd.DataFrame, masks: np.ndarray) -> list[dict]:
+    """Return the share of voxels inside the 95 % range: all, by person quantile, strata, regions.
+
+    `p` is (N, V), `table` its people, `masks` (R, V) the regions' soft ones.
+    """
+    voxels = p >= 0.05
+    inside = voxels.mean(1)
     rows = [("all", inside)] + [
         (f"person quantile {level}", np.quantile(inside, [level])) for level in (0.05, 0.5, 0.95)
     ]
     bands = pd.cut(table["age"], [0, 30, 45, 60, 120], right=False).astype(str)
     for name, values in (("sex", table["sex"]), ("site", table["site"]), ("age", bands)):
         rows += [(f"{name} {v}", inside[(values == v).to_numpy()]) for v in sorted(set(values))]
+    rows += zip((f"region {r}" for r in REGIONS), (voxels @ region_weights(masks).T).T)
     return [{"people": name, "number": len(v), "coverage": float(v.mean())} for name, v in rows]
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from dsnb import dataset, latents, rivals, vae
 from dsnb.anomaly import undo
 from dsnb.config import Study
 from dsnb.norms import ComponentNorm
-from dsnb.space import REGIONS, covariates, load_template, region_masks
+from dsnb.space import REGIONS, Grid, covariates, load_template, region_masks
 
 TISSUES = np.array([[0.2], [0.55], [0.85]])  # CSF, grey and white matter on the anchored scale
+PARCELS = 16  # of each of three tissues [E]
 GREY = 1  # the place of grey matter among means in rising order
 MIXED = 8  # every eighth voxel suffices for three means
 
@@ -39,7 +41,7 @@ class Candidate:
     @property
     def of_volume(self) -> bool:
         """Say whether the map holds log local volume, which lies on the template's grid."""
-        return self.against in ("log_jacobian", "regional", "undone")
+        return self.against in ("log_jacobian", "regional", "parcelled", "undone")
 
 
 PRIMARY = "undo"  # of the deep ones; see the departures in book/analysis_plan.md
@@ -52,6 +54,7 @@ CANDIDATES = (
     Candidate("tbm", "log_jacobian", "log_jacobian", False, False),
     Candidate("tbm_pca", "log_jacobian", "log_jacobian", True, False),
     Candidate("regions", "regional", "regional", False, False),
+    Candidate("parcels", "parcelled", "parcelled", False, False),
     Candidate("vbm", "grey", "grey", False, False),
 )
 BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
@@ -95,6 +98,12 @@ class People:
         return means @ (self.regions / np.maximum(self.regions.sum(0), 1))
 
     @cached_property
+    def parcelled(self) -> np.ndarray:
+        """Return each parcel's mean log-Jacobian in its voxels, (N, V)."""
+        parcels = self.networks.parcels
+        return (self.log_jacobian @ region_weights(parcels).T) @ parcels
+
+    @cached_property
     def grey(self) -> np.ndarray:
         """Return the density of grey matter, (N, V)."""
         return grey_matter(self.volumes)
@@ -114,6 +123,23 @@ def grey_matter(volumes: np.ndarray) -> np.ndarray:
         grey = np.argsort(mixture.means_[:, 0])[GREY]
         found[row, values > rivals.HALO] = mixture.predict_proba(tissue)[:, grey]
     return found
+
+
+def draw_parcels(grid: Grid) -> np.ndarray:
+    """Return masks (P, V) of parcels of the template, each of one tissue and of both sides.
+
+    No atlas draws them: in each tissue they are clusters of the places of its voxels.
+    """
+    template, mm = load_template(grid), grid.coordinates_mm()
+    tissues = np.stack([template.csf, template.gm, template.wm])[:, template.brain].argmax(0)
+    places = mm[:, template.brain].T
+    places[:, 0] = np.abs(places[:, 0])  # left as right
+    parcels = np.zeros((3 * PARCELS, len(places)), np.float32)
+    for tissue in range(3):
+        inside = np.flatnonzero(tissues == tissue)
+        found = KMeans(PARCELS, n_init=1, random_state=0).fit_predict(places[inside])
+        parcels[found + PARCELS * tissue, inside] = 1
+    return parcels
 
 
 def region_weights(masks: np.ndarray) -> np.ndarray:
@@ -169,6 +195,7 @@ class Source:
         self.undo_net, self.responses = undo.load(root, study), undo.load_responses(root)
         self.truth_table, self.truth = dataset.load_truth(root)
         self.regions = region_masks(study.grid)[:, self.brain]
+        self.parcels = draw_parcels(study.grid)
 
     def rows(self, group: str, *splits: str, kind=dataset.OWN_PEOPLE) -> np.ndarray:
         """Return row numbers of a group in some splits."""
@@ -228,9 +255,21 @@ class Source:
             changed.append(rivals.warp(volume, flow, self.grid.voxel_mm, order=3))
             truth.append(np.abs(change[self.brain]))
         volumes = rivals.without_halo(np.stack(changed))  # a cubic spline rings around the brain
-        z = vae.encode(self.model, volumes)[0].reshape(len(rows), -1)
-        people = self._people(self.table.iloc[rows], volumes, z, *self._points(volumes))
-        return people, np.stack(truth)
+        return self.from_volumes(self.table.iloc[rows], volumes, moved=True), np.stack(truth)
+
+    def from_volumes(self, table: pd.DataFrame, volumes: np.ndarray, moved: bool) -> People:
+        """Encode and register other volumes (N, X, Y, Z) of the people in `table`."""
+        z = vae.encode(self.model, volumes)[0].reshape(len(volumes), -1)
+        if moved:
+            return self._people(table, volumes, z, *self._points(volumes))
+        found = rivals.register_volumes(volumes, self.template, self.study)
+        return self._people(table, volumes, z, found, None)
+
+    def fill(self, values: np.ndarray, outside: float = 0) -> np.ndarray:
+        """Return brain values (V,) as a volume (X, Y, Z) with `outside` around the brain."""
+        volume = np.full(self.brain.shape, outside, np.float32)
+        volume[self.brain] = values
+        return volume
 
     def _points(self, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Register volumes; return log-Jacobians and the template points of their voxels."""

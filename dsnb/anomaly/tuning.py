@@ -4,7 +4,7 @@ Generic changes (`norms.generic_change`) are planted on validation euploids; the
 nobody before the test people are scored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,22 +74,21 @@ def tune(
 def fit(candidate: Candidate, model: ComponentNorm, choice: dict, scale: People, source: Source):
     """Return a candidate's FittedNorm, standardised on the scale people."""
     norm = FittedNorm(candidate, model, choice, source)
-    normative = Normative.fit(norm.departures(scale), scale.covariates)
-    return FittedNorm(candidate, model, choice, source, normative)
+    return replace(norm, normative=Normative.fit(norm.departures(scale), scale.covariates))
 
 
-def fit_model(candidate: Candidate, source: Source, count: int) -> ComponentNorm:
-    """Fit a candidate's expectation, with `count` components at most, on the fit people."""
-    people = source.people(source.rows("euploid", "fit"))
+def fit_model(candidate: Candidate, people: People, count: int) -> ComponentNorm:
+    """Fit a candidate's expectation, with `count` components at most, on fit people."""
     return ComponentNorm.fit(getattr(people, candidate.features), people.covariates, count)
 
 
 def fit_chosen(source: Source, chosen: list[dict]) -> dict[str, FittedNorm]:
     """Fit candidates at settings chosen before: rows with norm, components and fwhm_mm."""
-    scale, fitted = source.people(source.rows("euploid", "scale")), {}
+    fit_people, scale = (source.people(source.rows("euploid", s)) for s in ("fit", "scale"))
+    fitted = {}
     for row in chosen:
         candidate = BY_NAME[row["norm"]]
-        model = fit_model(candidate, source, row["components"])
+        model = fit_model(candidate, fit_people, row["components"])
         fitted[candidate.name] = fit(candidate, model, row, scale, source)
     return fitted
 
@@ -97,7 +96,7 @@ def fit_chosen(source: Source, chosen: list[dict]) -> dict[str, FittedNorm]:
 def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     """Tune and fit every candidate: {name: FittedNorm}, and all trials."""
     free = {candidate.features for candidate in CANDIDATES if candidate.free}
-    scale = source.people(source.rows("euploid", "scale"))
+    fit_people, scale = (source.people(source.rows("euploid", s)) for s in ("fit", "scale"))
     rows = source.rows("euploid", "validation")
     rows = np.repeat(rows, source.study.maps.changes)
     planted, truth = source.planted(rows, lambda n: generic_change(source.brain, source.grid, n))
@@ -105,7 +104,7 @@ def fit_all(source: Source) -> tuple[dict[str, FittedNorm], list[dict]]:
     for number, candidate in enumerate(CANDIDATES, start=1):
         if candidate.features not in models:
             most = max(source.study.maps.nuisance) if candidate.features in free else 0
-            models[candidate.features] = fit_model(candidate, source, most)
+            models[candidate.features] = fit_model(candidate, fit_people, most)
         model = models[candidate.features]
         found = tune(candidate, scale, planted, truth, model, source)
         choice = max(found, key=lambda trial: trial["lift"])

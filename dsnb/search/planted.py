@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold
 
 from dsnb import anomaly, bids, cohort, latents, record, vae, volumes
 from dsnb.anomaly import metrics, tuning, undo
-from dsnb.anomaly.people import CANDIDATES, PRIMARY, Source
+from dsnb.anomaly.people import PRIMARY, Source
 from dsnb.checks import BadInput
 from dsnb.config import Maps, Study
 
@@ -66,8 +66,8 @@ def transfer(root: Path, study: Study, phantom: Path) -> dict[str, np.ndarray]:
     for name in ("coefficients", "sd"):
         getattr(net, name).copy_(getattr(source.undo_net, name))
     source.undo_net = net
-    chosen = anomaly.evaluate(root, study)["tables"]["chosen"]
-    norm = tuning.fit_chosen(source, [row for row in chosen if row["norm"] == "undo"])["undo"]
+    chosen = [row for row in anomaly.chosen(root, study) if row["norm"] == PRIMARY]
+    norm = tuning.fit_chosen(source, chosen)[PRIMARY]
     rows = source.rows("DS", "test")
     people, truth = source.people(rows, moved=True), np.abs(source.truth_of(rows))
     maps = np.abs(norm.in_own_grid(norm.z(people), people.points))
@@ -119,8 +119,7 @@ def map_folds(root: Path, study: Study, raw: Path | None, phantom: str) -> None:
 def summarise(rows: pd.DataFrame, settings: Maps) -> list[dict]:
     """Return lift and gain of every norm over all folds' people, with intervals over people.
 
-    The primary norm's lift is also divided by that of the best plain rival, and the phantom's
-    network's by that of the fold's own, both paired by person.
+    The lift of the phantom's network is also divided by that of the fold's own, paired by person.
     """
     folds, table = rows["each"].tolist(), []
     names = list(dict.fromkeys(name for each in folds for name in each))
@@ -129,16 +128,14 @@ def summarise(rows: pd.DataFrame, settings: Maps) -> list[dict]:
         both = [each for each in folds if value in each.get(name, ()) and beside in each]
         return np.concatenate([each[name][value] for each in both] or [[]])
 
-    plain = [c.name for c in CANDIDATES if not c.deep and c.name in names]
-    best = max(plain, key=lambda name: gather(name, "lift", PRIMARY).mean())
     for name in names:
         row = {"norm": name, "people": len(gather(name, "lift", name))}
         for value in ("lift", "gain"):
             if len(values := gather(name, value, name)):
                 row |= metrics.mean(value, values, settings)
-        if other := {PRIMARY: best, ELSEWHERE: PRIMARY}.get(name):
-            pair = gather(name, "lift", other), gather(other, "lift", name)
-            row |= {"against": other, "ratio": pair[0].mean() / pair[1].mean(),
+        if name == ELSEWHERE:
+            pair = gather(name, "lift", PRIMARY), gather(PRIMARY, "lift", name)
+            row |= {"against": PRIMARY, "ratio": pair[0].mean() / pair[1].mean(),
                     "interval": metrics.ratio_interval(*pair, settings)}  # fmt: skip
         table.append(row)
     return table

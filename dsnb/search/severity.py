@@ -14,7 +14,6 @@ import torch
 from dsnb import anomaly, dataset, phantom, record
 from dsnb.anomaly import metrics, tuning
 from dsnb.anomaly.people import Source
-from dsnb.checks import BadInput
 from dsnb.config import Study
 
 LEDGER = "05_severity"
@@ -55,11 +54,7 @@ def measure(fitted: dict, source: Source, rows: np.ndarray, field: str, severity
 def trace(root: Path, study: Study) -> None:
     """Fill the ledger with every field and severity, at the settings that `maps` chose."""
     torch.set_num_threads(1)  # the same arithmetic on any machine
-    chosen = anomaly.evaluate(root, study)["tables"].get("chosen")
-    if not chosen:
-        few, fix = "too few people for a norm", "give a cohort with more euploids"
-        raise BadInput("E-FEW", "maps", "its norms", few, "norms of a finished `maps`", fix)
-    source = Source(root, study)
+    chosen, source = anomaly.chosen(root, study), Source(root, study)
     rows = source.rows("euploid", "test")[:PEOPLE]
     settings = {"chosen": chosen, "undo": asdict(study.undo), "vae": asdict(study.vae)}
     fitted = None

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsnb import anomaly, dataset, record, rivals, vae
-from dsnb.anomaly import metrics, tuning
+from dsnb import anomaly, dataset, record
+from dsnb.anomaly import maps, metrics, tuning
 from dsnb.anomaly.people import People, Source
-from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.norms import Calibration, Normative
 from dsnb.sites import recentre, rescan
-from dsnb.space import covariates
 
 LEDGER = "05_shift"
 CODE = ("space", "rivals", "norms", "anomaly", "sites", "search/shift")
@@ -35,10 +33,7 @@ def scan_again(source: Source, rows: np.ndarray, fault: str) -> People:
         rescan(source.volumes[row].astype(np.float32), name, study)
         for row, name in zip(rows, table["participant_id"])
     ]).astype(np.float32)  # fmt: skip
-    log_jacobian = rivals.register_volumes(volumes, source.template, source.study)
-    z = vae.encode(source.model, volumes)[0].reshape(len(rows), -1)
-    volumes, log_jacobian = (values[:, source.brain] for values in (volumes, log_jacobian))
-    return People(covariates(table), volumes, z, log_jacobian, source.regions, networks=source)
+    return source.from_volumes(table, volumes, moved=False)
 
 
 def judge(
@@ -57,16 +52,11 @@ def scan_sites(root: Path, study: Study) -> None:
     Those k are calibration people, scanned there; the judged are test people.
     """
     torch.set_num_threads(1)  # the same arithmetic on any machine
-    chosen = anomaly.evaluate(root, study)["tables"].get("chosen", ())
-    chosen = [row for row in chosen if row["norm"] == study.maps.norm]
-    if not chosen:
-        few, fix = "too few people for a norm", "give a cohort with more euploids"
-        raise BadInput("E-FEW", "maps", "its norms", few, "norms of a finished `maps`", fix)
+    chosen = [row for row in anomaly.chosen(root, study) if row["norm"] == study.maps.norm]
     source, about = Source(root, study), dataset.identify(root)
     norm = tuning.fit_chosen(source, chosen)[study.maps.norm]
     rows, known = source.rows("euploid", "test")[:JUDGED], source.rows("euploid", "calibration")
-    calibration = Calibration.fit(norm.z(source.people(known)), norm.normative.freedom,
-                                  study.maps.q)  # fmt: skip
+    calibration = maps.calibrate(norm).calibration
     for fault in FAULTS:
         task = {**about, "part": fault, "seed": study.sites.seed, "chosen": chosen,
                 "sites": vars(study.sites)}  # fmt: skip
