@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dsnb import bids, dataset, record, rivals
 from dsnb.anomaly import comparisons, groups, metrics, regions, undo
-from dsnb.anomaly.people import BY_NAME, PRIMARY, People, Source
-from dsnb.anomaly.tuning import THINNED, FittedNorm, fit_all
+from dsnb.anomaly.people import BY_NAME, People, Source
+from dsnb.anomaly.truth import judge_ds
+from dsnb.anomaly.tuning import FittedNorm, fit_all
 from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.norms import Calibration
@@ -26,7 +26,6 @@ CODE = ("space", "rivals", "vae/networks", "vae/task", "latents", "norms", "anom
 PARENTS = ("prepared", "runs/vae", "latents", "deformation")  # beside what `undo` makes
 NEEDED = {"fit": 8, "validation": 1, "scale": 5, "calibration": 2, "test": 2}  # euploids
 NEEDED_DS = 2
-SWAPPED = 3  # others' maps laid over each person's truth
 Z_LIMIT = 32.0  # what the stored z can hold
 
 
@@ -51,41 +50,6 @@ def calibrate(norm: FittedNorm) -> Reference:
     ruler = regions.Ruler.fit(norm, scale, known, source.table.iloc[rows[1]])
     ages, widest = source.table.iloc[rows[0]]["age"], (calibration.p(z) < 0.05).mean(1).max()
     return Reference(norm, calibration, ruler, (ages.min(), ages.max()), float(widest), len(z))
-
-
-def against_truth(source: Source, fitted: dict[str, FittedNorm], people: People, truth) -> tuple:
-    """Score every candidate, the nulls and the labelled map on test DS: headline and tables.
-
-    The nulls are SD maps of norms. `labelled` is the mean image z of DS `generator-fit` people,
-    known by their labels. `truth` is signed, (N, V), in people's own grids.
-    """
-    changed = np.abs(truth) > source.study.maps.truth_change
-    euploids = source.people(source.rows("euploid", "test"))
-    found, swapped = {}, {}
-
-    def precision(norm: FittedNorm, maps: np.ndarray, step: int = 1) -> np.ndarray:
-        moved = norm.in_own_grid(maps, people.points)
-        return metrics.average_precision(np.abs(moved)[:, ::step], changed[:, ::step])
-
-    def lift(norm: FittedNorm, maps: np.ndarray) -> np.ndarray:
-        """Return the mean lift (N,) of others' maps over these people's truths."""
-        places, turns = np.arange(len(truth)), range(1, min(SWAPPED, len(maps) - 1) + 1)
-        swaps = (maps[(places + turn) % len(maps)] for turn in turns)
-        return np.mean([precision(norm, swap, THINNED)[2] for swap in swaps], axis=0)
-
-    for number, (name, norm) in enumerate(fitted.items(), start=1):
-        own, healthy = norm.z(people), norm.z(euploids)
-        found[name] = precision(norm, own)
-        swapped[name] = {"gain": lift(norm, healthy), "personal": lift(norm, own)}
-        record.progress("judge", number, len(fitted))
-    for name, of in zip(metrics.NULLS, (PRIMARY, "tbm")):
-        sd = np.broadcast_to(fitted[of].normative.sd, truth.shape)
-        found[name] = precision(fitted[of], sd)
-    labelled = source.rows("DS", "generator-fit")
-    if len(labelled):
-        mean = fitted["image"].z(source.people(labelled)).mean(0)
-        found["labelled"] = precision(fitted["image"], np.broadcast_to(mean, truth.shape))
-    return metrics.compare(found, swapped, source.study.maps)
 
 
 def map_path(folder: Path, name: str, desc: str, grid: Grid) -> Path:
@@ -166,25 +130,6 @@ def write_groups(folder: Path, norm: FittedNorm) -> list[dict]:
     return table
 
 
-def judge_ds(folder: Path, norm: FittedNorm, fitted: dict, people: People, q, ruler) -> tuple:
-    """Judge the maps of DS test people against the truth: headline and tables."""
-    source, tables = norm.source, {}
-    rows = source.rows("DS", "test")
-    truth = source.truth_of(rows)
-    note = f"mean true log volume change of {len(rows)} test people with DS"
-    write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
-    own = norm.in_own_grid(q, people.points, outside=1, order=0)
-    headline = metrics.error_against_truth(own, truth, source.study.maps, tables)
-    tables["regions"] = metrics.region_effects(
-        ruler.departures(people), source.region_truth_of(rows), norm.candidate.of_volume
-    )
-    pairs = np.array([(row["departure"], row["truth"]) for row in tables["regions"]])
-    rank = stats.spearmanr(*pairs.T).statistic
-    headline["effect_rank_correlation"] = float(rank) if np.isfinite(rank) else None
-    found = against_truth(source, fitted, people, truth)
-    return headline | found[0], tables | found[1]
-
-
 def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
     """Fit, write and judge the maps: headline, tables, seconds."""
     settings, started = source.study.maps, time.perf_counter()
@@ -216,7 +161,10 @@ def _measure(folder: Path, source: Source) -> tuple[dict, dict, dict]:
         elif name == "sham":
             headline["sham_flagged"] = error[-1]["share"]
         elif len(rows) >= NEEDED_DS and source.has_truth(rows):
-            found = judge_ds(folder, norm, fitted, people, q, ruler)
+            truth = source.truth_of(rows)
+            note = f"mean true log volume change of {len(rows)} test people with DS"
+            write_map(folder, "group-DS", "truth", truth.mean(0), source, note)
+            found = judge_ds(ruler, fitted, people, q, rows)
             headline, tables = headline | found[0], tables | found[1]
     regions.write(folder, measured, norm.candidate.of_volume)
     tables |= {"flagged": error, "trials": trials, "groups": write_groups(folder, norm)}
