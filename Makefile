@@ -38,6 +38,7 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) bench speed $(WHERE)
 	@$(LEDGER) bench cost $(WHERE)
 	@$(LEDGER) search ablations $(WHERE)
+	@$(LEDGER) search norms $(WHERE)
 	@$(LEDGER) search severity $(WHERE)
 	@$(LEDGER) search shift $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))

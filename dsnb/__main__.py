@@ -44,7 +44,8 @@ class Command:
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
-    # `bench`: none, speed or cost. `search`: none, ablations, severity, shift, power or planted.
+    # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
+    # norms, severity, shift, power or planted.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -137,6 +138,7 @@ def run(command: Command) -> int:
         "bench": lambda: scaling.bench(root, study),
         # The ledger's: hours, and resumable.
         "search ablations": lambda: search.ablate(root, study),
+        "search norms": lambda: search.compare(root, study),
         "search severity": lambda: search.trace(root, study),
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),

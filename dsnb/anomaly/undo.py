@@ -213,8 +213,8 @@ class UndoTask:
         return {"score": 1 - float(found["error"].sum() / found["size"].sum())}
 
 
-def train(root: Path, study: Study, start: str = "resume") -> None:
-    """Train the network as product runs/undo; registration and planting are made first."""
+def train(root: Path, study: Study, run: str = RUN, start: str = "resume") -> None:
+    """Train the network as the product `run`; registration and planting are made first."""
     with distributed.joined() as ranks:
         distributed.from_first(ranks, lambda: (rivals.register(root, study), plant(root, study)))
 
@@ -222,7 +222,7 @@ def train(root: Path, study: Study, start: str = "resume") -> None:
         return UndoTask(root, study, device), study.undo.training
 
     words = "train undo", asdict(study.undo), ("prepared", "deformation", PLANTED), CODE
-    training.train_product(root, RUN, *words, build, start)
+    training.train_product(root, run, *words, build, start)
 
 
 def load_responses(root: Path) -> np.ndarray:
@@ -231,10 +231,10 @@ def load_responses(root: Path) -> np.ndarray:
     return np.load(root / PLANTED / "response.npy", mmap_mode="r", allow_pickle=False)
 
 
-def load(root: Path, study: Study) -> UndoNet:
+def load(root: Path, study: Study, run: str = RUN) -> UndoNet:
     """Load the finished network: averaged weights of its best checkpoint."""
-    record.require(root, RUN)
-    payload = checkpoints.require(root / RUN)
+    record.require(root, run)
+    payload = checkpoints.require(root / run)
     plain = payload["identity"]["settings"]
     net = UndoNet(Undo(widths=tuple(plain["widths"])), study.grid)
     net.load_state_dict(payload["ema"])

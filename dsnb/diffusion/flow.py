@@ -149,11 +149,17 @@ def _build(
 
 
 class FlowTask:
-    """Components and conditions of the generator's people, the loss and the validation score."""
+    """Components and conditions of people, the loss and the validation score.
 
-    def __init__(self, root: Path, study: Study, device: torch.device):
+    `people` are the rows (fit, validation) of others than the generator's.
+    """
+
+    def __init__(
+        self, root: Path, study: Study, device: torch.device,
+        people: tuple[np.ndarray, np.ndarray] | None = None,
+    ):  # fmt: skip
         table, z, _, statistics = latents.load(root)
-        fit, held = generator_rows(table)
+        fit, held = people or generator_rows(table)
         self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
         self.settings, self.device = study.diffusion, device
         self.rows, self.held = len(fit), len(held)
@@ -248,10 +254,16 @@ def load(root: Path) -> tuple[Flow, dict]:
             fix = "train the diffusion model again (stage 07_diffusion)"
             raise BadInput("E-MISMATCH", "runs/diffusion", name, seen, str(wanted), fix)
     record.require(root, "runs/diffusion")
-    kept = {name: identity["settings"][name] for name in ("width", "blocks")}
+    return restore(payload), identity
+
+
+def restore(payload: dict) -> Flow:
+    """Build the flow of a checkpoint's payload, with its averaged weights, frozen."""
+    settings, state = payload["identity"]["settings"], payload["ema"]
+    kept = {name: settings[name] for name in ("width", "blocks")}
     flow = Flow(Diffusion(**kept), len(state["spread"]), tuple(state["latent_shape"].tolist()))
     flow.load_state_dict(state)
-    return flow.eval().requires_grad_(False), identity
+    return flow.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dsnb.scaling.tables import (
     ablation_table,
     cost_check,
     cost_table,
+    read_norms,
     read_planted,
     read_power,
     read_severity,

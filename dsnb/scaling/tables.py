@@ -13,7 +13,7 @@ from dsnb.anomaly import metrics
 from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.scaling import cost, speed
-from dsnb.search import ablations, planted, power, severity, shift
+from dsnb.search import ablations, deep_norms, planted, power, severity, shift
 
 PRESET = "small"  # whose rows a page shows, whatever its own
 AT_S = 100  # CPU-seconds at which networks are compared
@@ -205,6 +205,12 @@ def cost_check() -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*known, "volumes", "rise_mib", "measured_mib"])
     table["ratio"] = table["rise_mib"] / table["measured_mib"]
     return table.drop_duplicates(known, keep="last").reset_index(drop=True)
+
+
+def read_norms(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return lift and gain of every norm, those tried beside the page's too, and about the row."""
+    rows, about = read_rows(deep_norms.LEDGER, deep_norms.CODE, data)
+    return pd.DataFrame(rows["norms"].iloc[-1] if len(rows) else []), about
 
 
 def read_severity(data: str) -> tuple[pd.DataFrame, dict]:
