@@ -51,7 +51,7 @@ def make_pack(root: Path, study: Study) -> Path:
     cases = [f"case-{number:02d}" for number in range(1, len(rows) + 1)]
     for case, row in zip(cases, rows):
         name = table["participant_id"].iloc[row]
-        values = bids.load_volume(anomaly.map_path(root / "maps", name, "z", study.grid))[0]
+        values = anomaly.read_map(root, name, "z", study.grid)
         unit = f"{case}: z, {'local volume' if norm.of_volume else 'intensity'}"
         figures.save_figure(
             figures.plot_overlay(template, values, study.grid.affine, unit, threshold=2.0),

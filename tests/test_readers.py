@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsnb import anomaly, bids, dataset, readers, record
+from dsnb import bids, dataset, readers, record
+from dsnb.anomaly.maps import map_path
 from dsnb.checks import BadInput
 from dsnb.config import SMOKE
 
@@ -22,7 +23,7 @@ def pack(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "load_table", lambda root: table)
     monkeypatch.setattr(dataset, "load_volumes", lambda root: volumes)
     for row, name in enumerate(table["participant_id"]):
-        path = anomaly.map_path(tmp_path / "maps", name, "z", GRID)
+        path = map_path(tmp_path / "maps", name, "z", GRID)
         bids.save_volume(path, np.full(GRID.shape, row / 2, np.float32), GRID)
     monkeypatch.setattr(readers, "CASES", 5)
     return readers.make_pack(tmp_path, SMOKE)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from dsnb import config
 from dsnb.norms import Calibration, Normative
@@ -24,6 +25,7 @@ def test_each_fault_of_the_scanner_is_one_and_none_is_none(monkeypatch):
     source = SimpleNamespace(
         study=config.replace(config.SMOKE, sites=config.replace(config.SMOKE.sites, **person)),
         volumes=np.ones((9, 2, 2, 2)), from_volumes=lambda table, volumes, moved: volumes,
+        grid=config.SMOKE.grid,
     )  # fmt: skip
     for row, fault in enumerate(shift.FAULTS):
         table = {"participant_id": [fault] * 9, "age": 40.0, "sex": "F"}
@@ -32,6 +34,19 @@ def test_each_fault_of_the_scanner_is_one_and_none_is_none(monkeypatch):
     assert seen["none"] == shift.SOUND and seen["all"] == person
     for name in shift.SOUND:
         assert seen[name] == shift.SOUND | {name: person[name]}
+
+
+def test_a_head_that_moves_leaves_a_ghost(monkeypatch):
+    """Falls: the row of motion: a still head is left alone, a moved one is read in two places."""
+    volume = np.zeros((24, 32, 24), np.float32)
+    volume[6:18, 8:24, 6:18] = 1 + 0.1 * np.random.default_rng(0).random((12, 16, 12))
+    monkeypatch.setattr(shift, "MOVED", 0.0)
+    still = shift.move(volume, np.random.default_rng(1), 4.0)
+    np.testing.assert_allclose(still, volume, atol=1e-5)
+    monkeypatch.setattr(shift, "MOVED", 4.0)
+    moved = shift.move(volume, np.random.default_rng(1), 4.0)
+    assert moved.mean() == pytest.approx(volume.mean(), rel=0.1)  # slow lines are read before
+    assert np.abs(moved - volume)[volume > 0].mean() > 0.02 and (moved[volume == 0] == 0).all()
 
 
 def test_recentring_on_known_people_silences_a_shifted_site():

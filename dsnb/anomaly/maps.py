@@ -58,6 +58,11 @@ def map_path(folder: Path, name: str, desc: str, grid: Grid) -> Path:
     return folder / name / ("anat" if name.startswith("sub-") else "") / stem
 
 
+def read_map(root: Path, name: str, desc: str, grid: Grid) -> np.ndarray:
+    """Return the written map `desc` (X, Y, Z) of a person (sub-ID) or a group (group-NAME)."""
+    return bids.load_volume(map_path(root / "maps", name, desc, grid))[0]
+
+
 def limit(values: np.ndarray) -> np.ndarray:
     """Return values that the stored z can hold."""
     return np.clip(values, -Z_LIMIT, Z_LIMIT)

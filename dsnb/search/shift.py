@@ -1,7 +1,7 @@
 """What a new scanner does to healthy people's maps, and what a few euploids there mend.
 
 Unseen euploids are scanned again by the simulated scanner of `sites`, one fault at a time and all
-together, and mapped by the norm whose maps are written; in the ledger.
+together, or move in the scanner, and are mapped by the norm whose maps are written; in the ledger.
 """
 
 from dataclasses import replace
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import fft, ndimage
+from scipy.spatial.transform import Rotation
 
 from dsnb import anomaly, dataset, record
 from dsnb.anomaly import maps, metrics, tuning
@@ -20,7 +22,8 @@ from dsnb.sites import recentre, rescan
 LEDGER = "05_shift"
 CODE = ("space", "rivals", "norms", "anomaly", "sites", "search/shift")
 SOUND = {"contrast": 1.0, "gain": 1.0, "bias": 0.0, "noise": 0.0, "blur_mm": 0.0}
-FAULTS = {"none": (), **{name: (name,) for name in SOUND}, "all": tuple(SOUND)}
+FAULTS = {"none": (), **{name: (name,) for name in SOUND}, "motion": (), "all": tuple(SOUND)}
+MOVED = 4.0  # SD of a head's shift (mm, each axis) and turn (degrees) while it is scanned [E]
 JUDGED = 60  # test euploids
 
 
@@ -33,7 +36,29 @@ def scan_again(source: Source, rows: np.ndarray, fault: str) -> People:
         rescan(source.volumes[row].astype(np.float32), name, study)
         for row, name in zip(rows, table["participant_id"])
     ]).astype(np.float32)  # fmt: skip
+    if fault == "motion":
+        volumes = np.stack([
+            move(volume, np.random.default_rng([study.sites.seed, row]), source.grid.voxel_mm)
+            for volume, row in zip(volumes, rows)
+        ])  # fmt: skip
     return source.from_volumes(table, volumes, moved=False)
+
+
+def move(volume: np.ndarray, rng: np.random.Generator, voxel_mm: float) -> np.ndarray:
+    """Return a volume (X, Y, Z) whose head moved once while the lines of y were read.
+
+    Lines of the spectrum after that moment, at 55 to 90 % of them, are the moved head's: the ghost
+    and blur of real motion. Background stays at zero, as in stripped scans.
+    """
+    turn = Rotation.from_euler("xyz", rng.normal(0, MOVED, 3), degrees=True).as_matrix()
+    centre = (np.array(volume.shape) - 1) / 2
+    offset = centre - turn @ centre + rng.normal(0, MOVED, 3) / voxel_mm
+    moved = ndimage.affine_transform(volume, turn, offset, order=1)
+    still, other = (fft.fftshift(fft.fft(v, axis=1), axes=1) for v in (volume, moved))
+    after = int(rng.uniform(0.55, 0.9) * volume.shape[1])
+    still[:, after:] = other[:, after:]
+    mixed = np.abs(fft.ifft(fft.ifftshift(still, axes=1), axis=1))
+    return np.where(volume > 0, mixed, 0).astype(np.float32)
 
 
 def judge(
