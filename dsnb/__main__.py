@@ -55,7 +55,7 @@ class Command:
     check: bool = False
     # For `prepare --check`: read scans again that were checked and have not changed.
     full: bool = False
-    # For `prepare`: this share of the scans, k/n; a run without it collects them all.
+    # For `prepare` and `map`: this share of the scans, k/n; a run without it collects them all.
     shard: str = "1/1"
     # For `map sub-ID`: z and q at the voxels of the raw T1w, too.
     own_space: bool = False
@@ -132,7 +132,7 @@ def run(command: Command) -> int:
         "import": lambda: cohort.gather(root, study, raw),
         "prepare": lambda: prepare(root, study, raw, command.shard),
         "encode": lambda: latents.encode(root, study),
-        "map": lambda: anomaly.map_departures(root, study),
+        "map": lambda: anomaly.map_departures(root, study, command.shard),
         "sample": lambda: diffusion.sample(root, study),
         "search": lambda: search.search(root, study),
         "bench": lambda: scaling.bench(root, study),

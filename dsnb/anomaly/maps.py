@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dsnb import bids, dataset, record, rivals
-from dsnb.anomaly import comparisons, groups, metrics, regions, undo
+from dsnb import bids, dataset, record
+from dsnb.anomaly import comparisons, groups, metrics, regions, shares, undo
 from dsnb.anomaly.people import BY_NAME, People, Source
 from dsnb.anomaly.truth import judge_ds
 from dsnb.anomaly.tuning import FittedNorm, fit_all
@@ -193,12 +193,14 @@ def too_few(table: pd.DataFrame) -> str | None:
     return None
 
 
-def map_departures(root: Path, study: Study) -> None:
+def map_departures(root: Path, study: Study, shard: str = "1/1") -> None:
     """Make `maps`, and what is missing of its parents' registration and planting.
 
-    It holds z, p, q of test people and shams, regions, groups and metrics.json.
+    It holds z, p, q of test people and shams, regions, groups and metrics.json. `shard` k/n
+    only registers every n-th volume, beside others that do theirs; a run without it collects them.
     """
-    rivals.register(root, study)
+    if not shares.register(root, study, shard):
+        return
     reason, parents = too_few(dataset.load_table(root)), PARENTS
     if reason is None:
         undo.train(root, study)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import avg_pool3d
 
 from dsnb import bids, checkpoints, dataset, distributed, record, rivals, training
+from dsnb.anomaly import shares
 from dsnb.config import Study, Training, Undo
 from dsnb.distributed import Noise
 from dsnb.norms import Normative, generic_change
@@ -216,7 +217,7 @@ class UndoTask:
 def train(root: Path, study: Study, run: str = RUN, start: str = "resume") -> None:
     """Train the network as the product `run`; registration and planting are made first."""
     with distributed.joined() as ranks:
-        distributed.from_first(ranks, lambda: (rivals.register(root, study), plant(root, study)))
+        distributed.from_first(ranks, lambda: (shares.register(root, study), plant(root, study)))
 
     def build(device: torch.device) -> tuple[UndoTask, Training]:
         return UndoTask(root, study, device), study.undo.training

@@ -55,7 +55,7 @@ def prepare(
     `processes` (None: the cores a job may use, 1 GB of free memory each) change no result.
     """
     processes = processes or max(1, min(joblib.cpu_count(), virtual_memory().available >> 30))
-    part, parts = _parse_shard(shard)
+    part, parts = config.parse_shard(shard, "prepare")
     table = cohort.load(root)
     source, parents = (root / "raw", ("cohort", "raw")) if raw is None else (raw, ("cohort",))
     # Planted scans and their shams share the original's file; the phantom's have their own.
@@ -87,15 +87,6 @@ def prepare(
     bids.describe(product.folder, "Prepared volumes", "bids:raw")
     record.write_json(product.folder / "timing.json", _time(answers.values()))
     product.finish()
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    """Read k/n, the k-th of n shares; refuse anything else (E-SHARD)."""
-    part, _, parts = shard.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        expected = "k/n with k from 1 to n"
-        raise BadInput("E-SHARD", "prepare", "shard", shard, expected, "say for example 1/8")
-    return int(part), int(parts)
 
 
 def _time(answers) -> dict[str, float | None]:
