@@ -15,16 +15,19 @@ from sklearn.metrics import cohen_kappa_score
 from dsnb import anomaly, bids, dataset, figures, record
 from dsnb.checks import BadInput
 from dsnb.config import Study
+from dsnb.figures.person import LIMIT, SHOWN
 
 CASES = 12  # of each group at most
 FEWEST = 5
 SHEET, KEY = "rating_sheet.tsv", "key.tsv"
-READ_ME = """# Reader pack
+READ_ME = f"""# Reader pack
 
 No reader has used it yet. Each picture shows one person's map over a template: where the brain
-departs from what a healthy person of the same age and sex would have. Fill one copy of
-`rating_sheet.tsv` a reader, alone, without knowing who is who: `abnormal` 0 or 1, `confidence` 1 to
-5, the most abnormal `region`, and `artefact` 0 or 1. Then: `dsnb map agreement SHEET SHEET ...`.
+departs from what a healthy person of the same age and sex would have, in z. Colours are alike in
+every picture: from -{LIMIT:g} (blue, smaller or darker) to {LIMIT:g} (red), with the colour of the
+end beyond, and none within +-{SHOWN:g}. Fill one copy of `rating_sheet.tsv` a reader, alone,
+without knowing who is who: `abnormal` 0 or 1, `confidence` 1 to 5, the most abnormal `region`, and
+`artefact` 0 or 1. Then: `dsnb map agreement SHEET SHEET ...`.
 Research use, not a diagnosis.
 """
 
@@ -53,10 +56,10 @@ def make_pack(root: Path, study: Study) -> Path:
         name = table["participant_id"].iloc[row]
         values = anomaly.read_map(root, name, "z", study.grid)
         unit = f"{case}: z, {'local volume' if norm.of_volume else 'intensity'}"
-        figures.save_figure(
-            figures.plot_overlay(template, values, study.grid.affine, unit, threshold=2.0),
-            folder / f"{case}.png",
-        )
+        # One scale for all: a bar that follows the person's range may tell who has DS.
+        how = {"unit": unit, "threshold": SHOWN, "limit": LIMIT}
+        picture = figures.plot_overlay(template, values, study.grid.affine, **how)
+        figures.save_figure(picture, folder / f"{case}.png")
     empty = dict.fromkeys(("reader", "abnormal", "confidence", "region", "artefact"), bids.MISSING)
     bids.write_table(folder / SHEET, pd.DataFrame({"case": cases}).assign(**empty))
     group = table["group"].to_numpy()[rows]

@@ -1,10 +1,12 @@
 """Figures: orientation, units, and what must be seen in them."""
 
 import io
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dsnb import figures
 from dsnb.space import GRIDS
@@ -74,6 +76,48 @@ def test_maps_are_centred_on_zero_and_thresholded():
     assert {"L", "R", "z=6", "z, shown beyond 2"} <= words
     bars = [child for child in axes.get_children() if hasattr(child, "txt_label")]
     assert [bar.txt_label.get_text() for bar in bars] == ["50mm"]
+
+
+def test_an_unsigned_map_starts_at_zero_and_its_bar_names_the_unit():
+    """Falls: that an SD is drawn without a sign, an effect with one, and a limit is kept."""
+    values = np.linspace(0, 3, np.prod(GRID.shape)).reshape(GRID.shape)
+    grey, brightness = np.ones(GRID.shape, np.float32), [0.3, 0.6, 0.1]
+    for how, limits, even in (({"signed": False}, (0, 3), True), ({}, (-3, 3), False),
+                              ({"limit": 6.0}, (-6, 6), False)):  # fmt: skip
+        figure = figures.plot_overlay(grey, values, GRID.affine, "uncertainty: SD, ml", **how)
+        picture, bar = _cuts(figure)["z"].images[-1], figure.axes[-1]
+        for seen in ((picture.norm.vmin, picture.norm.vmax), bar.get_ylim()):
+            np.testing.assert_allclose(seen, limits, atol=0.02)
+        colours = picture.cmap(np.linspace(0.01, 0.99, 9))[:, :3] @ brightness
+        assert (np.diff(colours) > 0).all() == even, "sequential: ever brighter"
+        assert bar.get_ylabel() == "SD, ml"
+    cases = figures.plot_cases(
+        {"scan": [grey], "z": [values]}, {"z": "z"}, GRID.affine, ["x"], "scan"
+    )
+    np.testing.assert_allclose(cases.axes[-1].get_ylim(), (-3, 3), atol=0.02)
+
+
+def test_names_of_a_scatter_are_apart_and_lead_to_their_points():
+    """Falls: that each region's name can be read and belongs to its own point."""
+    rng = np.random.default_rng(1)
+    x, y = np.append(rng.normal(0, 0.03, (2, 15)), [[0.4], [0.2]], 1)  # crowded, and one far away
+    names = [f"superior_region_{number}" for number in range(16)]
+    figure = figures.plot_scatter(x, y, names, "truth", "departure")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    found = {note.get_text().replace(" ", "_"): note for note in axes.texts}
+    assert {name: note.xy for name, note in found.items()} == dict(zip(names, zip(x, y)))
+    boxes = [Text.get_window_extent(note) for note in axes.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    for side in ("left", "right"):
+        column = [note for note in axes.texts if note.get_ha() == side]
+        heights = [note.xyann[1] for note in sorted(column, key=lambda note: note.xy[1])]
+        assert len(column) > 1 and heights == sorted(heights), "in the order of their points"
+    spots, field = axes.transData.transform(np.column_stack([x, y])), axes.get_window_extent()
+    assert not any(box.count_contains(spots) for box in boxes), "no name over a point"
+    assert all(field.count_contains(box.get_points()) == 2 for box in boxes), "inside the axes"
+    bare = figures.plot_scatter(x, y, [""] * 16, "truth", "departure").axes[0]
+    assert not bare.texts and np.ptp(bare.get_xlim()) < np.ptp(axes.get_xlim())
 
 
 def test_bars_say_what_was_not_computed():

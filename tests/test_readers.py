@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsnb import bids, dataset, readers, record
+from dsnb import bids, dataset, figures, readers, record
 from dsnb.anomaly.maps import map_path
 from dsnb.checks import BadInput
 from dsnb.config import SMOKE
@@ -13,7 +13,15 @@ GRID = SMOKE.grid
 
 
 @pytest.fixture
-def pack(tmp_path, monkeypatch):
+def drawn(monkeypatch):
+    """Return the list of figures that are saved from now on."""
+    made, save = [], figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda *how: (made.append(how[0]), save(*how)))
+    return made
+
+
+@pytest.fixture
+def pack(tmp_path, monkeypatch, drawn):
     """Return the folder of a pack of six people a group."""
     table = pd.DataFrame({"participant_id": [f"sub-{row}" for row in range(14)],
                           "group": ["euploid"] * 8 + ["DS"] * 6, "kind": "recorded",
@@ -40,6 +48,13 @@ def test_a_pack_is_blind_and_its_key_fits(pack):
     assert key["group"].value_counts().to_dict() == {"euploid": 5, "DS": 5}
     turns = (key["group"] != key["group"].shift()).sum()
     assert turns > 2 and list(key) == ["case", "group"]  # one group does not follow the other
+
+
+def test_all_cases_share_one_stated_scale(pack, drawn):
+    """Falls: that cases compare, and no bar tells a group; the maps' largest z is 1 to 6.5."""
+    assert len(drawn) == 10 and {figure.axes[-1].get_ylim() for figure in drawn} == {(-6, 6)}
+    told = " ".join((pack / "README.md").read_text().split())
+    assert "from -6 (blue, smaller or darker) to 6 (red)" in told and "none within +-2" in told
 
 
 def test_agreement_is_that_of_the_planted_ratings(pack):

@@ -31,6 +31,14 @@ def _plain_axes(axes: Axes, x_label: str, y_label: str):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _spread(places: Sequence[float], gap: float) -> np.ndarray:
+    """Return places of labels, in the same order, at least `gap` apart and near their own."""
+    order, moved = np.argsort(places), np.array(places, float)
+    for lower, upper in zip(order, order[1:]):
+        moved[upper] = max(moved[upper], moved[lower] + gap)
+    return moved - np.sum(moved - np.asarray(places)) / max(len(moved), 1)
+
+
 def plot_bars(
     table: pd.DataFrame | list[dict],
     value: str,
@@ -64,25 +72,37 @@ def plot_bars(
     return figure
 
 
+def _name_points(
+    axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], edges: np.ndarray
+) -> None:
+    """Write names in a column at either edge (left and right x), a thin line to each point."""
+    gap, beside = np.ptp(edges) / 24, x[:, None] - x  # above 0: the other lies to the left
+    # The side on which fewer others are in the line's way; the nearer one, if that is alike.
+    ways = (np.sign(beside) * (np.abs(y[:, None] - y) < gap)).sum(1)
+    left = ways + 0.5 * np.sign(x - edges.mean()) < 0
+    line = {"arrowstyle": "-", "lw": 0.5, "color": "grey", "shrinkA": 1, "shrinkB": 3}
+    for edge, side, end, chosen in zip(edges, ("right", "left"), (1, 0), (left, ~left)):
+        style = {"ha": side, "va": "center", "fontsize": 7}
+        style["arrowprops"] = line | {"relpos": (end, 0.5)}
+        for row, place in zip(np.flatnonzero(chosen), _spread(y[chosen], gap)):
+            axes.annotate(names[row], (x[row], y[row]), (edge, place), **style)
+
+
 def plot_scatter(
-    x: Sequence[float],
-    y: Sequence[float],
-    labels: Sequence[str],
-    x_label: str,
-    y_label: str,
+    x: Sequence[float], y: Sequence[float], labels: Sequence[str], x_label: str, y_label: str
 ) -> Figure:
-    """Show named points beside the identity line."""
-    axes = (figure := _open_chart(5.2, 4.6)).subplots()
+    """Show points beside the identity line, their names in a column at either side."""
+    axes = (figure := _open_chart(6.2, 4.6)).subplots()
     x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
-    axes.plot(ends, ends, color="grey", ls="--", lw=1, label="identity")
-    axes.plot(x, y, "o", color=COLOURS["euploid"], ms=5, alpha=0.8)
-    for place, name in zip(zip(x, y), labels):
-        style = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(str(name).replace("_", " "), place, **style)
+    axes.plot(ends, ends, color="grey", ls="--", lw=1)
+    axes.plot(x, y, "o", color=COLOURS["euploid"], ms=6, mec="white", zorder=4)
+    if any(labels):
+        axes.set_xlim(ends + np.array([-0.3, 0.3]) * np.ptp(ends))
+        _name_points(axes, x, y, [str(name).replace("_", " ") for name in labels], ends)
+    axes.set_title("dashed: identity", fontsize=8, color="grey", loc="right")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
     _plain_axes(axes, x_label, y_label)
     return figure
 

@@ -81,18 +81,27 @@ def plot_slices(
 
 
 def plot_overlay(
-    background: np.ndarray,
-    values: np.ndarray,
-    affine: np.ndarray,
-    unit: str = "z",
-    threshold: float = 0.0,
-) -> Figure:
-    """Show a map (X, Y, Z) centred on zero over a grey volume; hide what is within +-threshold."""
-    images = as_image(values, affine), as_image(background, affine)
-    how = {"cut_coords": POINT, "figure": open_figure(6.9, 2.4), "vmax": _limit([values])}
-    display = plotting.plot_stat_map(*images, threshold=threshold or EMPTY, **how, **STYLE)
+    background: np.ndarray, values: np.ndarray, affine: np.ndarray, unit: str = "z",
+    threshold: float = 0.0, limit: float | None = None, signed: bool = True,
+) -> Figure:  # fmt: skip
+    """Show a map (X, Y, Z) over a grey volume; hide what is within +-threshold.
+
+    Colours are centred on zero or, where not `signed`, start there; they end at `limit`, by default
+    the 99.5th percentile of the magnitudes. `unit` may follow a title and a colon.
+    """
+    images, limit = (as_image(v, affine) for v in (values, background)), limit or _limit([values])
+    # Asked for, not guessed: an effect that passes only where it is positive keeps its sign,
+    # and nilearn would cut the bar of a map that is nowhere negative.
+    how = {"vmax": limit} if signed else {"vmin": 0, "vmax": limit, "cmap": "viridis"}
+    how |= {"symmetric_cbar": signed, "threshold": threshold or EMPTY}
+    how |= {"cut_coords": POINT, "figure": (figure := open_figure(6.9, 2.4))}
+    figure.set_facecolor("black")
+    display = plotting.plot_stat_map(*images, axes=(0, 0, 0.97, 1), **how, **STYLE)
     mark(display, unit + (f", shown beyond {threshold:g}" if threshold else ""))
-    return how["figure"]
+    bar = figure.axes[-1]
+    bar.yaxis.set_label_position("right")  # its ticks are left
+    bar.set_ylabel(unit.split(": ")[-1], color="white", fontsize=7)
+    return figure
 
 
 def view_map(
@@ -132,7 +141,7 @@ def plot_cases(
             if title in units:
                 under = columns[background][row]
                 pair = np.where(under > 0, volume, 0), under  # outside of the brain: nothing
-                how |= {"threshold": 0.05 * limit, "vmax": limit}
+                how |= {"threshold": 0.05 * limit, "vmax": limit, "symmetric_cbar": True}
                 images = (as_image(one, affine) for one in pair)
                 display = plotting.plot_stat_map(*images, **how, **STYLE)
             else:

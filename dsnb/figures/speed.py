@@ -1,25 +1,15 @@
 """Quality against CPU time, and what each part of a model is worth."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from dsnb.figures.charts import COLOURS, OTHERS, _plain_axes
+from dsnb.figures.charts import COLOURS, OTHERS, _plain_axes, _spread
 from dsnb.figures.slices import open_figure
 
 # One colour and mark an entrant, so that none is told by its colour alone.
 STYLES = tuple(zip((COLOURS["euploid"], COLOURS["DS"], *OTHERS[:4]), "os^Dv<"))
-
-
-def _spread(places: Sequence[float], gap: float) -> np.ndarray:
-    """Return places of labels, in the same order, at least `gap` apart and near their own."""
-    order, moved = np.argsort(places), np.array(places, float)
-    for lower, upper in zip(order, order[1:]):
-        moved[upper] = max(moved[upper], moved[lower] + gap)
-    return moved - (moved - np.asarray(places)).mean()
 
 
 def plot_speed(curves: pd.DataFrame, lines: dict[str, float], names: dict[str, str]) -> Figure:
