@@ -241,6 +241,30 @@ def test_false_discoveries_and_power_known_answers():
     np.testing.assert_allclose(power, [1 / 2, 0])
 
 
+def test_other_volumes_of_a_person_are_registered_as_their_own_are(source):
+    """Falls: maps on a new scanner, whose log-Jacobians must be those of the volumes it gave."""
+    rows = source.rows("euploid", "test")[:1]
+    volumes = np.roll(source.volumes[rows], 1, axis=1)
+    table = source.table.iloc[rows]
+    plain, moved = (source.from_volumes(table, volumes, moved=m) for m in (False, True))
+    np.testing.assert_allclose(plain.log_jacobian, moved.log_jacobian)
+    assert plain.log_jacobian.std() > 0.01 and plain.points is None and moved.points is not None
+    np.testing.assert_allclose(plain.latents, moved.latents)
+    np.testing.assert_allclose(plain.volumes, volumes[:, BRAIN])
+
+
+def test_coverage_is_told_by_region_and_by_who_is_covered():
+    """Falls: the table of coverage: a region that is never inside is named, and the others not."""
+    place = REGIONS.index("cerebellum")
+    p = np.where(MASKS[place] > 0.02, 0.01, 0.5)[None].repeat(4, 0)
+    p[3] = 0.01
+    table = pd.DataFrame({"age": [20, 50, 50, 70], "sex": list("FFMM"), "site": "one"})
+    rows = {row["people"]: row["coverage"] for row in metrics.coverage(p, table, MASKS)}
+    assert rows["region cerebellum"] == pytest.approx(0, abs=0.01)
+    assert rows["region frontal"] == pytest.approx(0.75, abs=0.01)
+    assert rows["age [60, 120)"] == 0 and rows["sex F"] == (p[0] > 0.05).mean()
+
+
 def test_flagged_has_the_exact_interval():
     """Falls: the interval on the share of healthy people flagged (Clopper-Pearson)."""
     q = np.ones((60, 10))
