@@ -126,11 +126,11 @@ class Strata:
 
     outer_folds: int = 5
     inner_folds: int = 3
-    components: tuple[int, ...] = (20, 80, 160)  # whitened, chosen in the inner folds
-    penalties: tuple[float, ...] = (0.001, 0.01, 0.1)  # inverse L2 strength of logistic regression
-    permutations: int = 200
+    penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # mean variances
+    permutations: int = 1999  # of labels
     bootstraps: int = 1000
-    null_draws: int = 40  # cohorts without structure, for the false discovery of strata
+    nulls: int = 199  # cohorts without structure, behind the p of strata
+    null_draws: int = 100  # more of them, for the false discovery of strata
     seed: int = 1
 
 
@@ -224,8 +224,8 @@ SMOKE = Study(
     Maps(nuisance=(0, 5), smoothing_mm=(0.0, 6.0), demons_iterations=8, bootstraps=100),
     Undo(8, (8, 16), Training(volumes=96, batch=4, checkpoint_every=48, validate_every=48)),
     Sites(draws=5),
-    Strata(outer_folds=3, components=(5, 10), penalties=(0.1, 1.0), permutations=20,
-           bootstraps=100, null_draws=5),
+    Strata(outer_folds=3, penalties=(0.1, 1.0), permutations=20, bootstraps=100, nulls=20,
+           null_draws=5),
     Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,
               training=Training(volumes=4096, batch=64, lr=1e-4, checkpoint_every=2048,
                                 validate_every=2048)),

@@ -1,28 +1,77 @@
 """Nested cross-validation by family on unseen people, with intervals and a permutation null.
 
-Principal components are fitted on the training part of every outer fold: a kernel PCA on dot
-products equals PCA of the latents, at the cost of people x people instead of people x voxels.
+Every question goes to ridge regression on dot products: with few people and many voxels it costs
+people x people, its penalties come from one decomposition, and it beat logistic regression on
+whitened components, for latents and for volumes alike.
 """
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.decomposition import KernelPCA
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, r2_score, recall_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Strata
-from dsnb.space import GROUPS, STAGES
 
 LEVEL = 0.05  # two-sided: every interval holds 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is told of N people: dot products (N, N) of something large, and sets of columns (N, E).
+
+    Each is one block of variance one; how they are mixed is chosen in inner folds.
+    """
+
+    kernel: np.ndarray | None = None
+    columns: tuple[np.ndarray, ...] = ()
+
+    def of(self, rows: np.ndarray) -> "Features":
+        """Return those of some people."""
+        kernel = None if self.kernel is None else self.kernel[np.ix_(rows, rows)]
+        return Features(kernel, tuple(block[rows] for block in self.columns))
+
+    def beside(self, *columns: np.ndarray) -> "Features":
+        """Return these features with further sets of columns."""
+        return Features(self.kernel, (*self.columns, *columns))
+
+    def blocks(self, train: np.ndarray, test: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return each block's dot products within train and of test with train people.
+
+        What is missing takes the median; centre, scale and median are those of train people.
+        """
+        found = []
+        if self.kernel is not None:
+            found.append((self.kernel[np.ix_(train, train)], self.kernel[np.ix_(test, train)]))
+        for block in self.columns:
+            steps = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+            known, new = steps.fit_transform(block[train]), steps.transform(block[test])
+            found.append((known @ known.T, new @ known.T))
+        return [_centre(*pair) for pair in found]
+
+
+def _centre(known: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return dot products less the mean of train people, in units of their mean variance."""
+    middle, whole = known.mean(0), known.mean()
+    new = new - middle - (new.mean(1) - whole)[:, None]
+    known = known - middle - (middle - whole)[:, None]
+    unit = max(float(np.trace(known)) / len(known), np.finfo(float).tiny)
+    return known / unit, new / unit
+
+
+def mixtures(blocks: int) -> list[tuple[float, ...]]:
+    """Return the weights of blocks that are tried: quarters (or finer) that sum to one."""
+    parts = max(4, blocks)
+    tried = product(range(1, parts + 1), repeat=blocks)
+    return [tuple(w / parts for w in weights) for weights in tried if sum(weights) == parts]
 
 
 def refuse_seen(table: pd.DataFrame) -> None:
@@ -64,79 +113,112 @@ def ordinal_auroc(target: np.ndarray, probability: np.ndarray) -> float:
     return float(np.mean([auroc(target >= c, probability[:, c:].sum(1)) for c in cuts]))
 
 
-def _scale(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both for the classifier: median for what is missing, then unit variance, of train.
+def is_score(target: np.ndarray) -> bool:
+    """Say whether a target (N,) is a score to predict, and not a class 0..K-1."""
+    return target.dtype.kind == "f"
 
-    Whitened components with a strong penalty come close to linear discriminant analysis with a
-    shrunken covariance; components in their own variance found less.
+
+def agreement(target: np.ndarray, answer: np.ndarray) -> float:
+    """Return the ordinal AUROC of classes, or R2 of a score; `answer` as `predict` gives it."""
+    if is_score(target):
+        return float(r2_score(target, answer[:, 0]))
+    return ordinal_auroc(target, answer)
+
+
+def outcomes(target: np.ndarray, classes: int) -> np.ndarray:
+    """Return what is regressed: whether the class is >= c, by cut (N, K-1); or a score (N, 1)."""
+    if is_score(target):
+        return target[:, None]
+    return (target[:, None] >= np.arange(1, classes)).astype(float)
+
+
+def ridge(
+    blocks: list, weights: tuple[float, ...], outcome: np.ndarray, penalties: tuple[float, ...]
+) -> list[np.ndarray]:
+    """Return predicted outcomes of test people (M, C) for each penalty (in mean variances)."""
+    known, new = (sum(w * pair[i] for w, pair in zip(weights, blocks)) for i in (0, 1))
+    values, vectors = np.linalg.eigh(known)
+    mean = outcome.mean(0)
+    turned, new = vectors.T @ (outcome - mean), new @ vectors
+    return [new @ (turned / (values.clip(0)[:, None] + p)) + mean for p in penalties]
+
+
+def split(target: np.ndarray, families: np.ndarray, folds: int, seed: int) -> list:
+    """Return (train, test) row numbers, stratified by class or fifths of a score, by family."""
+    classes = pd.qcut(target, 5, labels=False, duplicates="drop") if is_score(target) else target
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(parts.split(classes, classes, families))
+
+
+def fit(
+    features: Features, target: np.ndarray, families: np.ndarray, train: np.ndarray,
+    test: np.ndarray, settings: Strata,
+) -> np.ndarray:  # fmt: skip
+    """Return the answer for test people, everything chosen and fitted on train people.
+
+    Mixture and penalty are the best of the inner folds, whose predictions also set how a predicted
+    outcome becomes a probability, classes weighing the same (Platt 1999).
     """
-    steps = make_pipeline(SimpleImputer(strategy="median"), StandardScaler()).fit(train)
-    return steps.transform(train), steps.transform(test)
+    outcome = outcomes(target, 0 if is_score(target) else int(target.max()) + 1)
+    count = (features.kernel is not None) + len(features.columns)
+    tried = list(product(mixtures(count), settings.penalties))
+    inner = np.empty((len(tried), *outcome[train].shape))
+    for learn, check in split(target[train], families[train], settings.inner_folds, settings.seed):
+        blocks = features.blocks(train[learn], train[check])
+        inner[:, check] = [
+            found for weights in mixtures(count)
+            for found in ridge(blocks, weights, outcome[train[learn]], settings.penalties)
+        ]  # fmt: skip
+    agreed = [_agree(outcome[train], found, is_score(target)) for found in inner]
+    best = int(np.nanargmax(agreed))
+    weights, penalty = tried[best]
+    found = ridge(features.blocks(train, test), weights, outcome[train], (penalty,))[0]
+    if is_score(target):
+        return found
+    return _as_probability(outcome[train], inner[best], found)
 
 
-def _classifier(penalty: float) -> LogisticRegression:
-    return LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000)
+def _agree(outcome: np.ndarray, found: np.ndarray, score: bool) -> float:
+    """Return R2 of a score, or the mean AUROC over cuts."""
+    if score:
+        return r2_score(outcome, found)
+    return np.mean([auroc(one == 1, by) for one, by in zip(outcome.T, found.T)])
 
 
-def _reduce(
-    kernel: np.ndarray | None, extras: np.ndarray, train: np.ndarray, test: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return features of train and test, extras first, then components fitted on train alone."""
-    if kernel is None:
-        return extras[train], extras[test], 0
-    count = min(most, len(train) - 1)
-    pca = KernelPCA(count, kernel="precomputed", eigen_solver="dense")
-    fitted = pca.fit_transform(kernel[np.ix_(train, train)])
-    others = pca.transform(kernel[np.ix_(test, train)])
-    return np.hstack([extras[train], fitted]), np.hstack([extras[test], others]), count
-
-
-def _choose(
-    features: np.ndarray, target: np.ndarray, families: np.ndarray, widths: list, settings: Strata
-) -> tuple[int, float]:
-    """Return the width and penalty with the best inner-fold AUROC."""
-    inner = StratifiedGroupKFold(settings.inner_folds, shuffle=True, random_state=settings.seed)
-    scores: dict[tuple[int, float], list[float]] = {}
-    for train, test in inner.split(features, target, families):
-        fitted, others = _scale(features[train], features[test])
-        for width, penalty in product(widths, settings.penalties):
-            model = _classifier(penalty).fit(fitted[:, :width], target[train])
-            found = ordinal_auroc(target[test], model.predict_proba(others[:, :width]))
-            scores.setdefault((width, penalty), []).append(found)
-    return max(scores, key=lambda choice: np.nanmean(scores[choice]))
-
-
-def outer_folds(table: pd.DataFrame, target: np.ndarray, settings: Strata) -> list:
-    """Return (train, test) row numbers, stratified by `target` and split by family."""
-    folds = StratifiedGroupKFold(settings.outer_folds, shuffle=True, random_state=settings.seed)
-    return list(folds.split(target, target, table["family"].to_numpy(str)))
+def _as_probability(outcome: np.ndarray, known: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return probabilities (M, K) of predicted outcomes (M, K-1), learnt on known ones (N, K-1)."""
+    beyond = [np.ones(len(found))]
+    for cut in range(outcome.shape[1]):
+        model = LogisticRegression(C=1e6, class_weight="balanced")
+        model.fit(known[:, [cut]], outcome[:, cut])
+        beyond.append(np.minimum(beyond[-1], model.predict_proba(found[:, [cut]])[:, 1]))
+    return -np.diff(np.stack([*beyond, np.zeros(len(found))]), axis=0).T
 
 
 def predict(
     table: pd.DataFrame,
     target: np.ndarray,
     settings: Strata,
-    kernel: np.ndarray | None = None,
-    extras: np.ndarray | None = None,
+    features: Features,
+    learners: np.ndarray | None = None,
+    repeats: int = 1,
 ) -> np.ndarray:
-    """Return out-of-fold probabilities (N, K) of the classes 0..K-1 of `target` (N,).
+    """Return out-of-fold answers: probabilities (N, K) of classes 0..K-1, or scores (N, 1).
 
-    `kernel` (N, N) holds dot products of latents, `extras` (N, E) further features; components
-    and penalty are chosen in inner folds. Rows seen by a model are refused.
+    Mixture and penalty are chosen in inner folds; answers are averaged over `repeats`
+    deals of the folds. Only `learners` (N,) bool train, a later session say does not. Rows seen by
+    a model are refused.
     """
     refuse_seen(table)
-    extras = np.empty((len(target), 0)) if extras is None else extras
-    families = table["family"].to_numpy(str)
-    probability = np.empty((len(target), target.max() + 1))
-    for train, test in outer_folds(table, target, settings):
-        most = max(settings.components)
-        fitted, others, count = _reduce(kernel, extras, train, test, most)
-        widths = sorted({min(c, count) + extras.shape[1] for c in settings.components})
-        width, penalty = _choose(fitted, target[train], families[train], widths, settings)
-        fitted, others = _scale(fitted, others)
-        model = _classifier(penalty).fit(fitted[:, :width], target[train])
-        probability[test] = model.predict_proba(others[:, :width])
-    return probability
+    families, answers = table["family"].to_numpy(str), []
+    learners = np.ones(len(target), bool) if learners is None else learners
+    for repeat in range(repeats):
+        answer = np.empty((len(target), 1 if is_score(target) else target.max() + 1))
+        for train, test in split(target, families, settings.outer_folds, settings.seed + repeat):
+            some = train[learners[train]]
+            answer[test] = fit(features, target, families, some, test, settings)
+        answers.append(answer)
+    return np.mean(answers, axis=0)
 
 
 def interval(statistic, families: np.ndarray, settings: Strata) -> list[float]:
@@ -152,97 +234,38 @@ def interval(statistic, families: np.ndarray, settings: Strata) -> list[float]:
 def gain(
     target: np.ndarray, better: np.ndarray, base: np.ndarray, families: np.ndarray, settings: Strata
 ) -> tuple[float, list[float]]:
-    """Return the AUROC of `better` minus that of `base` and its paired 95 % interval."""
+    """Return the agreement of `better` minus that of `base` and its paired 95 % interval."""
 
     def difference(rows: np.ndarray) -> float:
-        return ordinal_auroc(target[rows], better[rows]) - ordinal_auroc(target[rows], base[rows])
+        return agreement(target[rows], better[rows]) - agreement(target[rows], base[rows])
 
     return difference(np.arange(len(target))), interval(difference, families, settings)
 
 
 def score(
-    name: str, target: np.ndarray, probability: np.ndarray, families: np.ndarray, settings: Strata
-) -> dict:
-    """Return one table row for out-of-fold probabilities (N, K); intervals are by person.
+    name: str, target: np.ndarray, answer: np.ndarray, families: np.ndarray, settings: Strata,
+    classes: tuple[str, ...] = (),
+) -> dict:  # fmt: skip
+    """Return one table row for out-of-fold answers of `predict`; intervals are by person.
 
-    Brier score and calibration slope are class-balanced, as the classifier is, and for two
-    classes only; a slope above 10 (a perfect separation has none) is left out.
+    `classes` name 0..K-1. Brier score and calibration slope are class-balanced, as the classifier
+    is, and for two classes only; a slope above 10 (a perfect separation has none) is left out.
     """
-    low, high = interval(
-        lambda rows: ordinal_auroc(target[rows], probability[rows]), families, settings
-    )
-    called = probability.argmax(1)
-    row = {
-        "features": name,
-        "people": len(target),
-        "auc": ordinal_auroc(target, probability),
-        "auc_low": low,
-        "auc_high": high,
-        "bacc": balanced_accuracy_score(target, called),
-    }
-    names = GROUPS if probability.shape[1] == 2 else STAGES
-    for word, recall in zip(names, recall_score(target, called, average=None)):
+    low, high = interval(lambda rows: agreement(target[rows], answer[rows]), families, settings)
+    word, value = "r2" if is_score(target) else "auc", agreement(target, answer)
+    row = {"features": name, "people": len(target), word: value, f"{word}_low": low,
+           f"{word}_high": high}  # fmt: skip
+    if is_score(target):
+        return row | {"mean_error": float(np.abs(answer[:, 0] - target).mean())}
+    called = answer.argmax(1)
+    row["bacc"] = balanced_accuracy_score(target, called)
+    for word, recall in zip(classes, recall_score(target, called, average=None)):
         row[f"sensitivity_{word}"] = recall
-    if probability.shape[1] == 2:
-        weights = len(target) / 2 / np.bincount(target)[target]
-        row["brier"] = np.average((probability[:, 1] - target) ** 2, weights=weights)
-        clipped = np.clip(probability[:, 1], 1e-6, 1 - 1e-6)
-        logits = np.log(clipped / (1 - clipped))[:, None]
-        slope = LogisticRegression(C=1e6, class_weight="balanced").fit(logits, target).coef_[0, 0]
-        row["calibration_slope"] = slope if slope <= 10 else None
-    else:
-        row["kappa"] = cohen_kappa_score(target, called, weights="quadratic")
-    return row
-
-
-def permute(target: np.ndarray, site: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return labels shuffled within each site, or over all where every site has one group."""
-    if site_is_group(site, target):
-        return rng.permutation(target)
-    shuffled = target.copy()
-    for name in np.unique(site):
-        rows = np.flatnonzero(site == name)
-        shuffled[rows] = rng.permutation(target[rows])
-    return shuffled
-
-
-def site_is_group(site: np.ndarray, target: np.ndarray) -> bool:
-    """Say whether every site holds one group only, so that the two cannot be told apart."""
-    counts = pd.crosstab(site, target).to_numpy()
-    return len(counts) > 1 and bool((np.count_nonzero(counts, axis=1) == 1).all())
-
-
-def permutation_p(
-    table: pd.DataFrame, target: np.ndarray, kernel: np.ndarray, settings: Strata
-) -> float:
-    """Return p = (b + 1) / (m + 1) of the AUROC of latents under permuted labels.
-
-    Observed and permuted labels take one fixed path: the middle of each grid of settings, set
-    before any label was seen, on folds and components that are shared by all permutations.
-    """
-    refuse_seen(table)
-    rng = np.random.default_rng(settings.seed)
-    site = table["site"].to_numpy(str)
-    penalty = sorted(settings.penalties)[len(settings.penalties) // 2]
-    count = sorted(settings.components)[len(settings.components) // 2]
-    empty = np.empty((len(target), 0))
-    folds = outer_folds(table, target, settings)
-    parts = []
-    for train, test in folds:
-        fitted, others, _ = _reduce(kernel, empty, train, test, count)
-        parts.append((train, test, *_scale(fitted, others)))
-
-    def statistic(labels: np.ndarray) -> float:
-        decision = np.empty(len(labels))
-        for train, test, fitted, others in parts:
-            if len(np.unique(labels[train])) < 2:
-                return 0.5  # a permutation that leaves one class in a fold predicts nothing
-            model = _classifier(penalty).fit(fitted, labels[train])
-            decision[test] = model.decision_function(others)
-        return auroc(labels == 1, decision)
-
-    observed, beyond = statistic(target), 0
-    for draw in range(settings.permutations):
-        beyond += statistic(permute(target, site, rng)) >= observed
-        record.progress("permutations", draw + 1, settings.permutations)
-    return (beyond + 1) / (settings.permutations + 1)
+    if answer.shape[1] > 2:
+        return row | {"kappa": cohen_kappa_score(target, called, weights="quadratic")}
+    weights = len(target) / 2 / np.bincount(target)[target]
+    row["brier"] = np.average((answer[:, 1] - target) ** 2, weights=weights)
+    clipped = np.clip(answer[:, 1], 1e-6, 1 - 1e-6)
+    logits = np.log(clipped / (1 - clipped))[:, None]
+    slope = LogisticRegression(C=1e6, class_weight="balanced").fit(logits, target).coef_[0, 0]
+    return row | {"calibration_slope": slope if slope <= 10 else None}

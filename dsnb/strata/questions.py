@@ -1,16 +1,20 @@
 """From latents to discrimination, staging and strata, on people whom the VAE never saw."""
 
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dsnb import bids, dataset, latents, record
+from dsnb import record
 from dsnb.config import Strata, Study
-from dsnb.space import GROUPS, REGIONS, STAGES, covariates
+from dsnb.space import GROUPS, STAGES, covariates
 from dsnb.strata import crossval, structure
-from dsnb.strata.crossval import site_is_group, too_few
+from dsnb.strata.crossval import Features, too_few
+from dsnb.strata.people import People, confounders, match, relative, true_volumes
+from dsnb.strata.permutation import permutation_p, permute, site_is_group
+from dsnb.strata.progress import follow
 
 DISCRIMINATION = (
     "bacc_ds_with_size", "auc_ds", "auc_ds_volumes", "auc_ds_confounds", "auc_ds_oracle",
@@ -21,84 +25,20 @@ ABSENT = {
     "auc_ds_oracle": "not everybody's true volumes are known: real scans, or no truth for euploids",
 }
 HARD = "the hard arm (a severity chosen on another cohort) needs a second phantom seed"
+DISABILITY = ("mild", "moderate", "severe")
+DEALS = 3  # of the folds, where people are few
 Part = tuple[dict, dict, dict]  # headline, tables, reasons
 
 
-class People:
-    """The unseen people of one question: table, target, dot products of latents, covariates."""
-
-    def __init__(self, root: Path, groups: tuple[str, ...]):
-        table, z, _, statistics = latents.load(root)
-        rows = np.concatenate([dataset.select(table, group) for group in groups])
-        rows = rows[table["seen_by"].iloc[rows].isin(["", "n/a"]).to_numpy()]
-        self.table = table.iloc[rows].reset_index(drop=True)
-        self.families = self.table["family"].to_numpy(str)
-        self.target = (self.table["group"] == "DS").to_numpy(int)
-        self.kernel = dot_products(z[rows], statistics)
-        self.volumes = _estimated_volumes(root, self.table)  # (N, R) ml
-
-
-def dot_products(z: np.ndarray, statistics: dict) -> np.ndarray:
-    """Return the (N, N) dot products of latents (N, C, d, h, w) in units of their channels' SD."""
-    mean, sd = (np.asarray(statistics[k]).reshape(-1, 1, 1, 1) for k in ("mean", "std"))
-    flat = ((z - mean) / sd).reshape(len(z), -1).astype(np.float64)
-    return flat @ flat.T
-
-
-def _estimated_volumes(root: Path, table: pd.DataFrame) -> np.ndarray:
-    """Return the registration's region volumes (N, R) in ml, in the row order of `table`."""
-    record.require(root, "deformation")
-    volumes = bids.typed(bids.read_table(root / "deformation" / "volumes.tsv"))
-    volumes = volumes.set_index("participant_id")
-    return volumes.loc[table["participant_id"], list(REGIONS)].to_numpy(float)
-
-
-def relative(volumes: np.ndarray) -> np.ndarray:
-    """Return the log share of each region (N, R) in the sum of all, so that size is removed."""
-    return np.log(volumes / volumes.sum(1, keepdims=True))
-
-
-def true_volumes(root: Path, table: pd.DataFrame) -> np.ndarray | None:
-    """Return the phantom's true region volumes (N, R) in ml, None where somebody's are unknown."""
-    path = root / "raw" / "derivatives" / "truth" / "truth.tsv"
-    if not path.is_file():
-        return None
-    truth = bids.typed(bids.read_table(path)).set_index("participant_id")
-    if not table["participant_id"].isin(truth.index).all():
-        return None
-    columns = [f"{name}_after" for name in REGIONS]
-    return truth.loc[table["participant_id"], columns].to_numpy(float)
-
-
-def confounders(people: People) -> dict[str, np.ndarray]:
-    """Return the feature tables (N, E) that know nothing of the latents, by name.
-
-    A covariate that nobody has, or one site only, is left out. Where a site holds one group only
-    it is no part of the joint set: it would answer the question by itself.
-    """
-    table = people.table
-    found = {"age and sex": covariates(table)}
-    if table["motion"].notna().any():
-        found["motion"] = table[["motion"]].to_numpy(float)
-    joint = list(found.values())
-    if table["site"].nunique() > 1:
-        found["site"] = pd.get_dummies(table["site"]).to_numpy(float)
-        if not site_is_group(table["site"], people.target):
-            joint.append(found["site"])
-    found["age, sex, site, motion"] = np.hstack(joint)
-    if table["tiv_ml"].notna().any():
-        found["head size"] = table[["tiv_ml"]].to_numpy(float)
-    return found
-
-
 def _ask(
-    label: str, sets: dict, table: pd.DataFrame, target: np.ndarray, settings: Strata
-) -> tuple[dict, dict]:
-    """Return out-of-fold probabilities and a table row for each set of (dot products, features)."""
+    label: str, sets: dict[str, Features], table: pd.DataFrame, target: np.ndarray,
+    settings: Strata, classes: tuple[str, ...] = (), deals: int = 1,
+) -> tuple[dict, dict]:  # fmt: skip
+    """Return out-of-fold answers and a table row for each set of features."""
     families, found, rows = table["family"].to_numpy(str), {}, {}
-    for done, (name, (kernel, extras)) in enumerate(sets.items(), start=1):
-        found[name] = crossval.predict(table, target, settings, kernel, extras)
-        rows[name] = crossval.score(name, target, found[name], families, settings)
+    for done, (name, features) in enumerate(sets.items(), start=1):
+        found[name] = crossval.predict(table, target, settings, features, repeats=deals)
+        rows[name] = crossval.score(name, target, found[name], families, settings, classes)
         record.progress(label, done, len(sets))
     return found, rows
 
@@ -107,48 +47,58 @@ def _controls(people: People, settings: Strata) -> list[dict]:
     """Return table rows that say how far latents can be trusted.
 
     Labels permuted over everybody must be chance; permuted within site, what is left is what
-    site alone lends to latents; sites that hold both groups compare like with like.
+    site alone lends to latents; sites that hold both groups, and pairs of an age and sex, compare
+    like with like.
     """
     rng, table = np.random.default_rng(settings.seed), people.table
     site, asked = table["site"].to_numpy(str), []
     everybody = np.arange(len(site))
     asked.append(("latents, labels permuted", everybody, rng.permutation(people.target)))
     if len(np.unique(site)) > 1 and not site_is_group(site, people.target):
-        shuffled = crossval.permute(people.target, site, rng)
+        shuffled = permute(people.target, site, rng)
         asked.append(("latents, labels permuted within site", everybody, shuffled))
         both = np.flatnonzero(pd.Series(people.target).groupby(site).transform("nunique") > 1)
         asked.append(("latents, sites with both groups", both, people.target[both]))
+    pairs = match(table, people.target)
+    asked.append(("latents, pairs of an age and sex", pairs, people.target[pairs]))
     rows = []
     for name, chosen, target in asked:
         if too_few(target, people.families[chosen], 2, settings) is None:
-            sets = {name: (people.kernel[np.ix_(chosen, chosen)], None)}
-            part = table.iloc[chosen].reset_index(drop=True)
-            rows += _ask("controls", sets, part, target, settings)[1].values()
+            part, sets = (
+                table.iloc[chosen].reset_index(drop=True),
+                {name: people.latents.of(chosen)},
+            )
+            rows += _ask("controls", sets, part, target, settings, GROUPS)[1].values()
     return rows
 
 
-def discriminate(people: People, oracle: np.ndarray | None, settings: Strata) -> Part:
+def discriminate(
+    people: People, others: dict[str, Features], oracle: np.ndarray | None, settings: Strata
+) -> Part:
     """Ask every set of features for DS against euploid; `oracle` (N, R) are true volumes in ml."""
-    table, target = people.table, people.target
-    sets = {"latents": (people.kernel, None), "estimated volumes": (None, relative(people.volumes))}
-    sets |= {name: (None, extras) for name, extras in confounders(people).items()}
+    table, target, known = people.table, people.target, relative(people.volumes)
+    sets = {"latents": people.latents, "estimated volumes": Features(columns=(known,))} | others
+    sets |= {name: Features(columns=(extras,)) for name, extras in confounders(people).items()}
+    sets["latents and volumes"] = people.latents.beside(known)
     if "head size" in sets:
-        sets["latents and head size"] = (people.kernel, sets["head size"][1])
+        sets["latents and head size"] = people.latents.beside(*sets["head size"].columns)
     if oracle is not None:
-        sets["true volumes"] = (None, relative(oracle))
-    found, rows = _ask("discrimination", sets, table, target, settings)
-    ahead, interval = crossval.gain(
-        target, found["latents"], found["estimated volumes"], people.families, settings
-    )
+        sets["true volumes"] = Features(columns=(relative(oracle),))
+    found, rows = _ask("discrimination", sets, table, target, settings, GROUPS)
+    for name, row in rows.items():  # paired with the volumes that any clinic can measure
+        if name != "estimated volumes":
+            row["gain"], (row["gain_low"], row["gain_high"]) = crossval.gain(
+                target, found[name], found["estimated volumes"], people.families, settings
+            )
     headline = {
         "bacc_ds_with_size": rows.get("latents and head size", {}).get("bacc"),
         "auc_ds": rows["latents"]["auc"],
         "auc_ds_volumes": rows["estimated volumes"]["auc"],
         "auc_ds_confounds": rows["age, sex, site, motion"]["auc"],
         "auc_ds_oracle": rows.get("true volumes", {}).get("auc"),
-        "auc_ds_gain": ahead,
-        "auc_ds_gain_ci": interval,
-        "permutation_p": crossval.permutation_p(table, target, people.kernel, settings),
+        "auc_ds_gain": rows["latents"]["gain"],
+        "auc_ds_gain_ci": [rows["latents"]["gain_low"], rows["latents"]["gain_high"]],
+        "permutation_p": permutation_p(table, target, people.latents.kernel, settings),
     }
     reasons = {name: ABSENT[name] for name, value in headline.items() if value is None}
     if site_is_group(table["site"], target):
@@ -156,27 +106,130 @@ def discriminate(people: People, oracle: np.ndarray | None, settings: Strata) ->
     return headline, {"discrimination": [*rows.values(), *_controls(people, settings)]}, reasons
 
 
+def cross_sites(people: People, settings: Strata) -> Part:
+    """Ask a classifier of everybody else for each site; where a site has one group, sensitivity.
+
+    And one of the cohort CLINIC alone for EXTERNAL, as it would be sent out.
+    """
+    table, target, rows = people.table, people.target, []
+    site, cohort = (table[name].to_numpy(str) for name in ("site", "cohort"))
+    asked = [
+        (f"all but {name}", name, site != name, site == name) for name in map(str, np.unique(site))
+    ]
+    asked.append(("CLINIC", "EXTERNAL", cohort == "CLINIC", cohort == "EXTERNAL"))
+    sets = {
+        "latents": people.latents,
+        "estimated volumes": Features(columns=(relative(people.volumes),)),
+    }
+    for (learnt, judged, train, test), (name, features) in product_of(asked, sets):
+        train, test = np.flatnonzero(train), np.flatnonzero(test)
+        reason = too_few(target[train], people.families[train], 2, settings)
+        row = {"features": name, "learnt_on": learnt, "judged_on": judged, "people": len(test)}
+        if reason or not len(test):
+            rows.append(row | {"note": reason or "nobody there"})
+            continue
+        crossval.refuse_seen(table)
+        answer = crossval.fit(features, target, people.families, train, test, settings)
+        called, truth = answer.argmax(1), target[test]
+        for group, word in enumerate(GROUPS):
+            some = truth == group
+            row[f"sensitivity_{word}"] = (
+                float((called[some] == group).mean()) if some.any() else None
+            )
+        row["auc"] = crossval.auroc(truth == 1, answer[:, 1]) if np.ptp(truth) else None
+        rows.append(row | {"note": "" if np.ptp(truth) else "one group only: no AUROC"})
+    return {}, {"sites": rows}, {}
+
+
+def product_of(asked: list, sets: dict):
+    """Yield every question with every set of features."""
+    return ((question, named) for question in asked for named in sets.items())
+
+
 def stage(people: People, settings: Strata) -> Part:
-    """Ask what latents add to age, sex and estimated volumes in telling Alzheimer stages in DS."""
+    """Ask what latents add to age, sex and estimated volumes in telling Alzheimer stages in DS.
+
+    All stages in their order, and each pair of them.
+    """
     staged = np.flatnonzero(people.table["stage"].isin(STAGES) & (people.target == 1))
     table = people.table.iloc[staged].reset_index(drop=True)
     target = table["stage"].map(list(STAGES).index).to_numpy(int)
     reason = too_few(target, people.families[staged], len(STAGES), settings)
     if reason:
         return _unanswered(("stage_gain", "stage_gain_ci"), f"stages: {reason}")
-    kernel = people.kernel[np.ix_(staged, staged)]
-    known = np.hstack([covariates(table), relative(people.volumes[staged])])
-    sets = {
-        "age and sex": (None, covariates(table)),
-        "age, sex, volumes": (None, known),
-        "latents": (kernel, None),
-        "age, sex, volumes, latents": (kernel, known),
-    }
-    found, rows = _ask("staging", sets, table, target, settings)
+    known = covariates(table), relative(people.volumes[staged])
+    base = {"age and sex": known[:1], "age, sex, volumes": known}
+    rows = _beyond("staging", people.latents.of(staged), base, table, target, settings, STAGES)
+    headline = {"stage_gain": rows[-1]["gain"],
+                "stage_gain_ci": [rows[-1]["gain_low"], rows[-1]["gain_high"]]}  # fmt: skip
+    pairs = []
+    for pair in combinations(range(len(STAGES)), 2):
+        some, names = np.flatnonzero(np.isin(target, pair)), tuple(STAGES[i] for i in pair)
+        part = table.iloc[some].reset_index(drop=True)
+        base = {"age, sex, volumes": tuple(block[some] for block in known)}
+        later, latents = (target[some] == pair[1]).astype(int), people.latents.of(staged[some])
+        found = _beyond(
+            " against ".join(names), latents, base, part, later, settings, ("first", "second")
+        )
+        pairs += [{"pair": " / ".join(names)} | row for row in found]
+    return headline, {"staging": rows, "stage_pairs": pairs}, {}
+
+
+def _beyond(
+    label: str, latents: Features, base: dict[str, tuple], table: pd.DataFrame,
+    target: np.ndarray, settings: Strata, classes: tuple[str, ...] = (),
+) -> list[dict]:  # fmt: skip
+    """Return rows of latents alone, of known columns, and of both; the last has the paired gain.
+
+    The gain is that over the last of `base`.
+    """
+    last = list(base)[-1]
+    sets = {name: Features(columns=columns) for name, columns in base.items()}
+    both = f"{last}, latents"
+    sets |= {"latents": latents, both: latents.beside(*base[last])}
+    found, rows = _ask(label, sets, table, target, settings, classes, DEALS)
     families = table["family"].to_numpy(str)
-    base, more = found["age, sex, volumes"], found["age, sex, volumes, latents"]
-    gain, interval = crossval.gain(target, more, base, families, settings)
-    return {"stage_gain": gain, "stage_gain_ci": interval}, {"staging": list(rows.values())}, {}
+    rows[both]["gain"], (rows[both]["gain_low"], rows[both]["gain_high"]) = crossval.gain(
+        target, found[both], found[last], families, settings
+    )
+    return list(rows.values())
+
+
+def ask_others(people: People, settings: Strata) -> Part:
+    """Ask disability and cognition in DS, and age and sex in euploids, which latents must know."""
+    table, rows, reasons = people.table, [], {}
+    ds, volumes = people.target == 1, relative(people.volumes)
+    level = table["disability"].map(dict(zip(DISABILITY, range(3)))).to_numpy(float)
+    size, plain = np.log(people.volumes.sum(1))[:, None], (covariates(table), volumes)
+    cognition, scored = table["cognition"].to_numpy(float), ds & ~np.isnan(level)
+    asked = {  # who, target, what is known before
+        "disability": (scored, level, {"age, sex, volumes": plain}),
+        "cognition": (
+            scored & ~np.isnan(cognition), cognition,
+            {"age, sex, disability, volumes": (*plain, level[:, None])},
+        ),
+        "age": (~ds, table["age"].to_numpy(float), {"volumes": (volumes,)}),
+        "sex": (
+            ~ds, (table["sex"] == "M").to_numpy(int), {"volumes and brain size": (volumes, size)}
+        ),
+    }  # fmt: skip
+    for name, (who, target, known) in asked.items():
+        some, classes = np.flatnonzero(who), {"disability": DISABILITY, "sex": ("F", "M")}
+        target = target[some].astype(int if name in classes else float)
+        reason = None
+        if name in classes:
+            reason = too_few(target, people.families[some], len(classes[name]), settings)
+        elif len(some) < 5 * settings.outer_folds or np.ptp(target) == 0:
+            reason = f"{len(some)} people with a score, {5 * settings.outer_folds} needed"
+        if reason:
+            reasons[name] = reason
+            continue
+        part = table.iloc[some].reset_index(drop=True)
+        known = {word: tuple(block[some] for block in columns) for word, columns in known.items()}
+        found = _beyond(name, people.latents.of(some), known, part, target, settings,
+                        classes.get(name, ()))  # fmt: skip
+        rows += [{"task": name} | row for row in found]
+    return {}, {"tasks": rows}, reasons
 
 
 def _unanswered(names: tuple[str, ...], reason: str) -> Part:
@@ -185,20 +238,21 @@ def _unanswered(names: tuple[str, ...], reason: str) -> Part:
 
 
 def stratify(people: People, settings: Strata) -> Part:
-    """Look for subtypes of DS beyond age, sex and brain volume, against one Gaussian."""
+    """Look for subtypes of DS beyond age, sex, volume, stage and site, against one Gaussian."""
     rows = np.flatnonzero(people.target)
     if len(rows) < structure.FEWEST:
         reason = f"{len(rows)} people with DS, {structure.FEWEST} needed"
         return _unanswered(("strata_false_discovery",), reason)
-    size = np.log(people.volumes[rows].sum(1))
-    nuisance = np.column_stack([covariates(people.table.iloc[rows]), size])
-    found = structure.search(people.kernel[np.ix_(rows, rows)], nuisance, settings)
+    table, size = people.table.iloc[rows], np.log(people.volumes[rows].sum(1))
+    known = pd.get_dummies(table[["stage", "site"]], drop_first=True, dtype=float)
+    nuisance = np.column_stack([covariates(table), size, known])
+    found = structure.search(people.latents.of(rows).kernel, nuisance, settings)
     found.pop("labels")
     return {"strata_false_discovery": found["false_discovery"]}, {"strata": found}, {}
 
 
 def analyse(root: Path, study: Study) -> dict:
-    """Answer the page's three questions on people whom the VAE never saw.
+    """Answer the page's questions on people whom the VAE never saw.
 
     Groups that are too small for the folds give null with the reason.
     """
@@ -208,10 +262,15 @@ def analyse(root: Path, study: Study) -> dict:
     if reason:
         first = _unanswered(DISCRIMINATION, reason)
     else:
-        first = discriminate(people, true_volumes(root, people.table), settings)
+        others = people.rivals(study.grid)
+        first = discriminate(people, others, true_volumes(root, people.table), settings)
     hard = _unanswered(("bacc_ds_hard", "bacc_ds_hard_volumes"), HARD)
     headline, tables, reasons = {}, {}, {}
-    for part in (first, hard, stage(people, settings), stratify(people, settings)):
+    parts = (
+        first, hard, cross_sites(people, settings), stage(people, settings),
+        ask_others(people, settings), follow(root, settings), stratify(people, settings),
+    )  # fmt: skip
+    for part in parts:
         for whole, piece in zip((headline, tables, reasons), part):
             whole |= piece
     counts = people.table.groupby(["group", "site"]).size().unstack(fill_value=0)

@@ -7,6 +7,7 @@ principal components and mixtures are fitted again to every draw.
 import warnings
 
 import numpy as np
+from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -15,7 +16,7 @@ from dsnb.config import Strata
 from dsnb.strata.crossval import LEVEL
 
 INNER_NULLS = 19  # null draws behind each structureless cohort: the fewest that can reach 5 %
-CLUSTERS = (2, 3, 4)
+CLUSTERS = (2, 3)
 COMPONENTS = 10  # of the residual latents, that mixtures are fitted to
 PEOPLE_A_COMPONENT = 5  # a mixture in d dimensions needs many more people than d
 FEWEST = 10  # people
@@ -86,13 +87,18 @@ def false_discovery(people: np.ndarray, out: np.ndarray, settings: Strata) -> fl
 
     Every cohort has its own null, drawn from its own covariance, as an observed cohort would.
     """
-    rng = np.random.default_rng([settings.seed, 1])
-    called = 0
-    for draw in range(settings.null_draws):
+
+    def is_called(draw: int) -> bool:
+        rng = np.random.default_rng([settings.seed, 1, draw])
         cohort = draw_structureless(people, out, rng)
-        called += structure_p(cohort, out, INNER_NULLS, settings, rng) <= LEVEL
-        record.progress("structureless cohorts", draw + 1, settings.null_draws)
-    return called / settings.null_draws
+        return structure_p(cohort, out, INNER_NULLS, settings, rng) <= LEVEL
+
+    draws, called = settings.null_draws, 0
+    found = Parallel(2, return_as="generator")(delayed(is_called)(draw) for draw in range(draws))
+    for done, answer in enumerate(found, start=1):
+        called += answer
+        record.progress("structureless cohorts", done, draws)
+    return called / draws
 
 
 def search(kernel: np.ndarray, nuisance: np.ndarray, settings: Strata) -> dict:
@@ -104,7 +110,7 @@ def search(kernel: np.ndarray, nuisance: np.ndarray, settings: Strata) -> dict:
     people, out = coordinates(kernel, nuisance), residual_maker(nuisance)
     gain, labels = cluster(people, settings)
     rng = np.random.default_rng([settings.seed, 0])
-    p = structure_p(people, out, settings.permutations, settings, rng)
+    p = structure_p(people, out, settings.nulls, settings, rng)
     return {
         "people": len(people),
         "clusters": len(np.unique(labels)),
