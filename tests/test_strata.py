@@ -103,6 +103,16 @@ def test_columns_are_scaled_and_filled_by_training_people():
     np.testing.assert_allclose(new, scaled[test] @ scaled[train].T / 2, atol=1e-9)
 
 
+def test_only_learners_teach():
+    """A second session would teach, here the opposite of what is true and more loudly."""
+    table, target, values = make_people(120, shift=3.0)
+    learners, features = np.arange(120) % 3 > 0, Features(values @ values.T)
+    score = np.where(learners, target, 5.0 * (1 - target))
+    for who, right in ((learners, True), (None, False)):
+        answer = crossval.predict(table, score, SETTINGS, features, who)[:, 0]
+        assert bool(np.corrcoef(answer, target)[0, 1] > 0.5) is right
+
+
 def test_every_mixture_of_blocks_sums_to_one():
     """A block could be left out of a mixture, or weights would not be shares."""
     for count in (1, 2, 3, 4, 5):

@@ -59,12 +59,14 @@ class Features:
 
 
 def _centre(known: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return dot products less the mean of train people, in units of their mean variance."""
-    middle, whole = known.mean(0), known.mean()
-    new = new - middle - (new.mean(1) - whole)[:, None]
-    known = known - middle - (middle - whole)[:, None]
-    unit = max(float(np.trace(known)) / len(known), np.finfo(float).tiny)
-    return known / unit, new / unit
+    """Return dot products less the mean of train people, in units of their mean variance.
+
+    Of a test person's own constant nothing is taken: the weights of train people sum to zero.
+    """
+    middle = known.mean(0)
+    centred = known - middle - (middle - known.mean())[:, None]
+    unit = max(float(np.trace(centred)) / len(known), np.finfo(float).tiny)
+    return centred / unit, (new - middle) / unit
 
 
 def mixtures(blocks: int) -> list[tuple[float, ...]]:
