@@ -45,7 +45,7 @@ class Command:
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
-    # norms, severity, shift, power or planted.
+    # norms, severity, shift, power, planted or hard.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -140,6 +140,7 @@ def run(command: Command) -> int:
         "search ablations": lambda: search.ablate(root, study),
         "search norms": lambda: search.compare(root, study),
         "search severity": lambda: search.trace(root, study),
+        "search hard": lambda: search.grow_faint(root, study),
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),

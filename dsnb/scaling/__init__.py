@@ -1,6 +1,15 @@
 """Benchmarks: networks against CPU time, calculated costs, and data-parallel training."""
 
 from dsnb.scaling.cost import bench_cost, calculate, measure
+from dsnb.scaling.ledgers import (
+    read_hard,
+    read_norms,
+    read_planted,
+    read_power,
+    read_severity,
+    read_shift,
+    severity_curves,
+)
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.tables import (
@@ -8,12 +17,6 @@ from dsnb.scaling.tables import (
     ablation_table,
     cost_check,
     cost_table,
-    read_norms,
-    read_planted,
-    read_power,
-    read_severity,
-    read_shift,
     read_speed,
-    severity_curves,
     tell_ablations,
 )

@@ -24,7 +24,6 @@ ABSENT = {
     "bacc_ds_with_size": "no head size in participants.tsv",
     "auc_ds_oracle": "not everybody's true volumes are known: real scans, or no truth for euploids",
 }
-HARD = "the hard arm (a severity chosen on another cohort) needs a second phantom seed"
 DISABILITY = ("mild", "moderate", "severe")
 DEALS = 3  # of the folds, where people are few
 Part = tuple[dict, dict, dict]  # headline, tables, reasons
@@ -264,10 +263,9 @@ def analyse(root: Path, study: Study) -> dict:
     else:
         others = people.rivals(study.grid)
         first = discriminate(people, others, true_volumes(root, people.table), settings)
-    hard = _unanswered(("bacc_ds_hard", "bacc_ds_hard_volumes"), HARD)
     headline, tables, reasons = {}, {}, {}
     parts = (
-        first, hard, cross_sites(people, settings), stage(people, settings),
+        first, cross_sites(people, settings), stage(people, settings),
         ask_others(people, settings), follow(root, settings), stratify(people, settings),
     )  # fmt: skip
     for part in parts:

@@ -1,0 +1,118 @@
+"""What the ledgers of pages 05 and 06 say: norms, severity, scanners, folds, power, a hard arm."""
+
+import numpy as np
+import pandas as pd
+
+from dsnb import record
+from dsnb.anomaly import metrics
+from dsnb.anomaly.people import CANDIDATES, PRIMARY
+from dsnb.config import Maps
+from dsnb.scaling.tables import PRESET, read_rows
+from dsnb.search import deep_norms, hard, planted, power, severity, shift
+
+HARD_BACC = 0.80  # of estimated volumes, where the disease is called faint
+
+
+def read_norms(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return lift and gain of every norm, those tried beside the page's too, and about the row."""
+    rows, about = read_rows(deep_norms.LEDGER, deep_norms.CODE, data)
+    return pd.DataFrame(rows["norms"].iloc[-1] if len(rows) else []), about
+
+
+def read_severity(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a field, severity and norm with lift, gain and intervals, and about the rows."""
+    rows, about = read_rows(severity.LEDGER, severity.CODE, data)
+    named = [
+        {"field": row["part"], "severity": row["change"], **norm}
+        for row in rows.to_dict("records") for norm in row["norms"]
+    ]  # fmt: skip
+    return pd.DataFrame(named), about
+
+
+def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd.DataFrame]:
+    """Return {norm: severity, `value`, low, high} of one field of `read_severity`."""
+    if not len(table):
+        return {}
+    some = table[table["field"] == field]
+    some = some.rename(columns={f"{value}_low": "low", f"{value}_high": "high"})
+    curves = some.groupby("norm", sort=False)
+    return {name: curve.sort_values("severity") for name, curve in curves}
+
+
+def read_shift(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a fault and number of known euploids: flagged people, coverage; and about it."""
+    rows, about = read_rows(shift.LEDGER, shift.CODE, data)
+    named = [{"fault": row["part"], "norm": row["norm"], **one}
+             for row in rows.to_dict("records") for one in row["sites"]]  # fmt: skip
+    return pd.DataFrame(named), about
+
+
+def _real(ledger: str, code: tuple[str, ...]) -> tuple[pd.DataFrame, dict]:
+    """Return the rows of the real cohort that was added last, and how many are stale."""
+    known = record.ledger_rows(ledger, preset=PRESET)
+    if not known:
+        return pd.DataFrame(), {"data": "no real cohort", "rows": 0, "stale": 0}
+    return read_rows(ledger, code, known[-1]["data"])
+
+
+def read_planted(settings: Maps) -> tuple[list[dict], list[dict], dict]:
+    """Return lift and gain of every norm on planted real scans; paired; and about the rows.
+
+    The second table holds the ratio of the primary norm's lift and gain to each plain rival's over
+    the same people; None where the rival is not shown to be above 0.
+    """
+    rows, about = _real(planted.LEDGER, planted.CODE)
+    if not len(rows):
+        return [], [], about
+
+    def gather(name: str, value: str) -> np.ndarray:
+        return np.concatenate([each[name][value] for each in rows["each"]])
+
+    pairs = []
+    for rival in (c.name for c in CANDIDATES if not c.deep and c.name in rows["each"].iloc[0]):
+        row = {"rival": rival}
+        for value in ("lift", "gain"):
+            own, other = gather(PRIMARY, value), gather(rival, value)
+            interval = metrics.ratio_interval(own, other, settings)
+            row |= {f"{value}_ratio": own.mean() / other.mean() if interval else None,
+                    f"{value}_interval": interval}  # fmt: skip
+        pairs.append(row)
+    return planted.summarise(rows, settings), pairs, about
+
+
+def read_power() -> tuple[pd.DataFrame, dict]:
+    """Return a row a kind of study (euploids, ds, severity, d, power), and about the rows."""
+    rows, about = _real(power.LEDGER, power.CODE)
+    columns = ["severity", "d", "power", "low", "high", "false", "redraws", "pool"]
+    if not len(rows):
+        return rows, about
+    people = pd.DataFrame(rows["part"].tolist())
+    return people.join(rows.rename(columns={"change": "severity"}).reset_index()[columns]), about
+
+
+def read_hard(data: str) -> dict:
+    """Return headline values and tables of page 06's hard arm.
+
+    The severity is that at which estimated volumes come closest to 0.80 balanced accuracy with the
+    people of the choosing seed; the values are those of the judging seed.
+    """
+    rows, about = read_rows(hard.LEDGER, hard.CODE, data)
+    named = [
+        {"use": row["part"], "severity": row["change"], **of}
+        for row in rows.to_dict("records") for of in row["features"]
+    ]  # fmt: skip
+    table, names = pd.DataFrame(named), ("bacc_ds_hard", "bacc_ds_hard_volumes")
+    tables = {"hard": named, "hard_ledger": about}
+    if about["data"] != data or {*hard.SEEDS} - {*table.get("use", ())}:
+        reason = f"the ledger has no faint disease of {data} yet"
+        return {"headline": dict.fromkeys(names), "tables": tables,
+                "reasons": dict.fromkeys(names, reason)}  # fmt: skip
+    plain = table[(table["use"] == "choose") & (table["features"] == "estimated volumes")]
+    severity = plain.loc[(plain["bacc"] - HARD_BACC).abs().idxmin(), "severity"]
+    judged = table[(table["use"] == "judge") & (table["severity"] == severity)]
+    judged = judged.set_index("features")
+    latent, plain = judged.loc["latents"], judged.loc["estimated volumes"]
+    headline = {"bacc_ds_hard": latent["bacc"], "bacc_ds_hard_volumes": plain["bacc"],
+                "hard_severity": severity,
+                "hard_gain_ci": [latent["gain_low"], latent["gain_high"]]}  # fmt: skip
+    return {"headline": headline, "tables": tables, "reasons": {}}
