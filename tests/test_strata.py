@@ -302,7 +302,7 @@ def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch):
     monkeypatch.setattr(questions, "People", lambda root, groups: people)
     monkeypatch.setattr(questions, "true_volumes", lambda root, table: None)
     monkeypatch.setattr(questions, "follow", lambda root, settings: ({}, {}, {}))
-    monkeypatch.setattr(People, "rivals", lambda self, grid: {})
+    monkeypatch.setattr(People, "others", lambda self, study: {})
     study = config.replace(config.load_study("smoke"), strata=SETTINGS)
     found = questions.analyse(None, study)
     json.dumps(found, allow_nan=False, default=lambda value: value.item())

@@ -111,8 +111,11 @@ def read_hard(data: str) -> dict:
     severity = plain.loc[(plain["bacc"] - HARD_BACC).abs().idxmin(), "severity"]
     judged = table[(table["use"] == "judge") & (table["severity"] == severity)]
     judged = judged.set_index("features")
-    latent, plain = judged.loc["latents"], judged.loc["estimated volumes"]
-    headline = {"bacc_ds_hard": latent["bacc"], "bacc_ds_hard_volumes": plain["bacc"],
-                "hard_severity": severity,
-                "hard_gain_ci": [latent["gain_low"], latent["gain_high"]]}  # fmt: skip
+    latent, undone = judged.loc["latents"], judged.loc["undone"]
+    headline = {
+        "bacc_ds_hard": latent["bacc"], "bacc_ds_hard_undone": undone["bacc"],
+        "bacc_ds_hard_volumes": judged.loc["estimated volumes", "bacc"], "hard_severity": severity,
+        "hard_gain_ci": [latent["gain_low"], latent["gain_high"]],
+        "hard_gain_undone_ci": [undone["gain_low"], undone["gain_high"]],
+    }  # fmt: skip
     return {"headline": headline, "tables": tables, "reasons": {}}

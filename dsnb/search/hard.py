@@ -50,7 +50,7 @@ def plant(source: Source, rows: np.ndarray, severity: float, seed: int) -> tuple
 def judge(
     source: Source, table: pd.DataFrame, people: People, target: np.ndarray, statistics: dict
 ) -> list[dict]:
-    """Return a row of scores for latents, estimated volumes and the deformation, with gains.
+    """Return a row of scores a set of features: volumes, latents, deformation, what undo sees.
 
     A gain is the difference of AUROC from estimated volumes, paired by person.
     """
@@ -62,6 +62,7 @@ def judge(
         "estimated volumes": Features(columns=(volumes,)),
         "latents": Features(dot_products(standardise(z, statistics))),
         "deformation": Features(dot_products(people.log_jacobian)),
+        "undone": Features(dot_products(people.undone)),
     }
     families, found, rows = table["family"].to_numpy(str), {}, []
     for name, features in sets.items():
@@ -83,7 +84,8 @@ def grow_faint(root: Path, study: Study) -> None:
         fix = "give a cohort with more euploids"
         raise BadInput("E-FEW", "prepared", "unseen euploids", len(rows), f"{FEWEST}", fix)
     table = table.set_index("participant_id").loc[source.table["participant_id"].iloc[rows]]
-    settings = {"strata": asdict(study.strata), "vae": asdict(study.vae)}
+    parts = ("strata", "vae", "undo")
+    settings = {name: asdict(getattr(study, name)) for name in parts}
     for (use, seed), severity in product(SEEDS.items(), SEVERITIES):
         task = {**dataset.identify(root), "part": use, "change": severity, "seed": seed}
         key = record.row_key(task | {"settings": settings}, CODE)

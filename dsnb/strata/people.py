@@ -7,7 +7,9 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from dsnb import bids, dataset, latents, record, rivals
-from dsnb.space import REGIONS, Grid, covariates, load_template
+from dsnb.anomaly import undo
+from dsnb.config import Study
+from dsnb.space import REGIONS, covariates, load_template
 from dsnb.strata.crossval import Features
 from dsnb.strata.permutation import site_is_group
 
@@ -27,19 +29,20 @@ class People:
         self.latents = Features(dot_products(standardise(z[rows], statistics)))
         self.volumes = _estimated_volumes(root, self.table)  # (N, R) ml
 
-    def rivals(self, grid: Grid) -> dict[str, Features]:
-        """Return what needs no network: dot products of voxels and of log-Jacobians, by name."""
-        brain = load_template(grid).brain
-        found = {}
-        for name, values in (
-            ("voxels", dataset.load_volumes(self.root)),
-            ("deformation", rivals.load_deformation(self.root)[1]),
-        ):
-            place = pd.Index(dataset.load_table(self.root)["participant_id"])
-            rows = place.get_indexer(self.table["participant_id"])
-            inside = np.stack([np.asarray(values[row], np.float32)[brain] for row in rows])
-            found[name] = Features(dot_products(inside))
-        return found
+    def others(self, study: Study) -> dict[str, Features]:
+        """Return dot products of voxels, of log-Jacobians, and of what `undo` sees in these."""
+        brain = load_template(study.grid).brain
+        place = pd.Index(dataset.load_table(self.root)["participant_id"])
+        rows = place.get_indexer(self.table["participant_id"])
+        voxels, deformation = (
+            np.stack([np.asarray(values[row], np.float32)[brain] for row in rows])
+            for values in (dataset.load_volumes(self.root), rivals.load_deformation(self.root)[1])
+        )
+        found = {"voxels": voxels, "deformation": deformation}
+        if (self.root / undo.RUN).is_dir():  # not where people were too few for a norm
+            net = undo.load(self.root, study)
+            found["undone"] = undo.find(net, deformation, covariates(self.table))
+        return {name: Features(dot_products(values)) for name, values in found.items()}
 
 
 def dot_products(values: np.ndarray) -> np.ndarray:

@@ -261,7 +261,7 @@ def analyse(root: Path, study: Study) -> dict:
     if reason:
         first = _unanswered(DISCRIMINATION, reason)
     else:
-        others = people.rivals(study.grid)
+        others = people.others(study)
         first = discriminate(people, others, true_volumes(root, people.table), settings)
     headline, tables, reasons = {}, {}, {}
     parts = (
