@@ -12,7 +12,7 @@ from dsnb import config
 from dsnb.checks import BadInput
 from dsnb.config import Strata
 from dsnb.space import REGIONS
-from dsnb.strata import crossval, permutation, progress, questions, structure
+from dsnb.strata import crossval, curves, permutation, progress, questions, structure
 from dsnb.strata.crossval import Features
 from dsnb.strata.people import People, match
 
@@ -186,6 +186,26 @@ def test_a_site_is_judged_by_all_others_and_one_group_has_no_auroc():
     people.target[people.table["site"] != "a"] = 1 - people.target[people.table["site"] != "a"]
     turned = questions.cross_sites(people, SETTINGS)[1]["sites"][0]
     assert turned["auc"] == pytest.approx(1 - found["all but a", "latents"]["auc"])
+
+
+def test_a_learning_curve_rises_and_compares_the_same_people(monkeypatch):
+    """The page's answer to "how many people" would compare sets on other people, or not rise."""
+    people, seen, fit = make_question(150, 0.0), [], crossval.fit
+    people.latents = Features(make_people(150, shift=1.5)[2] @ make_people(150, shift=1.5)[2].T)
+
+    def watch(features, target, families, train, test, settings):
+        seen.append((len(train), target[train].mean(), tuple(train), tuple(test)))
+        return fit(features, target, families, train, test, settings)
+
+    monkeypatch.setattr(crossval, "fit", watch)
+    sets = {"latents": people.latents, "again": people.latents}
+    rows = curves.learn(people, sets, SETTINGS)
+    one, other = ([row for row in rows if row["features"] == name] for name in sets)
+    assert [row["learners"] for row in one] == [20, 40, 80]  # 100 people teach, half with DS
+    assert one[-1]["auc"] > one[0]["auc"] + 0.05 and one[0]["low"] < one[0]["auc"] < one[0]["high"]
+    assert [row["auc"] for row in one] == [row["auc"] for row in other]
+    assert all(share == 0.5 and not {*train} & {*test} for _, share, train, test in seen)
+    assert seen[0][2:] == seen[1][2:] and {count for count, *_ in seen} == {20, 40, 80}
 
 
 def test_progress_follows_the_truth_and_sessions_are_paired():

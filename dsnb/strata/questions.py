@@ -12,6 +12,7 @@ from dsnb.config import Strata, Study
 from dsnb.space import GROUPS, STAGES, covariates
 from dsnb.strata import crossval, structure
 from dsnb.strata.crossval import Features, too_few
+from dsnb.strata.curves import learn
 from dsnb.strata.people import People, confounders, match, relative, true_volumes
 from dsnb.strata.permutation import permutation_p, permute, site_is_group
 from dsnb.strata.progress import follow
@@ -102,7 +103,10 @@ def discriminate(
     reasons = {name: ABSENT[name] for name, value in headline.items() if value is None}
     if site_is_group(table["site"], target):
         reasons["site"] = "not separable: every site holds one group only"
-    return headline, {"discrimination": [*rows.values(), *_controls(people, settings)]}, reasons
+    tables = {"discrimination": [*rows.values(), *_controls(people, settings)]}
+    asked = ("latents", "estimated volumes", *(name for name in others if name != "voxels"))
+    tables["learning"] = learn(people, {name: sets[name] for name in asked}, settings)
+    return headline, tables, reasons
 
 
 def cross_sites(people: People, settings: Strata) -> Part:
