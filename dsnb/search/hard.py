@@ -22,8 +22,8 @@ from dsnb.strata.crossval import Features
 from dsnb.strata.people import dot_products, relative, standardise
 
 LEDGER = "06_hard"
-CODE = ("space", "rivals", "latents", "phantom", "anomaly", "vae/networks", "vae/task", "strata/crossval",
-        "strata/people", "search/hard")  # fmt: skip
+CODE = ("space", "rivals", "latents", "phantom", "anomaly", "vae/networks", "vae/task",
+        "strata/crossval", "strata/people", "search/hard")  # fmt: skip
 SEVERITIES = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 SEEDS = {"choose": 1, "judge": 2}  # who is planted, and how strongly; the first chooses a severity
 SPLITS = ("scale", "calibration", "test")
