@@ -28,7 +28,7 @@ def test_only_half_is_planted_and_everybody_is_shifted(monkeypatch):
     monkeypatch.setattr(source, "from_volumes", lambda table, volumes, moved: volumes)
     volumes, target = hard.plant(source, rows, 0.3, 2)
     assert target.sum() == 6 == len(seen) and len({seed for _, seed in seen}) == 6
-    own = source.volumes[rows]
+    own = hard.rivals.without_halo(source.volumes[rows])
     changed = [np.abs(one - other).mean() for one, other in zip(volumes, own)]
     assert min(changed) > 0.005
     assert np.abs(np.mean(np.array(changed)[target == 1]) / np.mean(changed) - 1) < 0.5
