@@ -119,7 +119,9 @@ def cross_sites(people: People, settings: Strata) -> Part:
     asked = [
         (f"all but {name}", name, site != name, site == name) for name in map(str, np.unique(site))
     ]
-    asked.append(("CLINIC", "EXTERNAL", cohort == "CLINIC", cohort == "EXTERNAL"))
+    asked = asked if len(asked) > 1 else []
+    if {"CLINIC", "EXTERNAL"} <= {*cohort}:
+        asked.append(("CLINIC", "EXTERNAL", cohort == "CLINIC", cohort == "EXTERNAL"))
     sets = {
         "latents": people.latents,
         "estimated volumes": Features(columns=(relative(people.volumes),)),
@@ -128,8 +130,8 @@ def cross_sites(people: People, settings: Strata) -> Part:
         train, test = np.flatnonzero(train), np.flatnonzero(test)
         reason = too_few(target[train], people.families[train], 2, settings)
         row = {"features": name, "learnt_on": learnt, "judged_on": judged, "people": len(test)}
-        if reason or not len(test):
-            rows.append(row | {"note": reason or "nobody there"})
+        if reason:
+            rows.append(row | {"note": reason})
             continue
         crossval.refuse_seen(table)
         answer = crossval.fit(features, target, people.families, train, test, settings)
