@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from dsnb import bids, dataset, fidelity, latents, record, rivals, vae
-from dsnb.anomaly import tuning, undo
+from dsnb.anomaly import people, tuning, undo
 from dsnb.anomaly.people import Source
 from dsnb.config import Maps, Undo, replace
 from dsnb.diffusion.flow import FlowTask
@@ -47,6 +47,12 @@ def make_root(root: Path, factor: float) -> Path:
     latents.encode(root, STUDY)
     undo.train(root, STUDY)
     return root
+
+
+@pytest.fixture(autouse=True)
+def few_parcels(monkeypatch) -> None:
+    """Draw no more parcels than a tissue of these tiny volumes has voxels."""
+    monkeypatch.setattr(people, "PARCELS", 2)
 
 
 @pytest.fixture(scope="module")
