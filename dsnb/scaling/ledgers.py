@@ -13,6 +13,14 @@ from dsnb.search import deep_norms, hard, planted, power, severity, shift
 HARD_BACC = 0.80  # of estimated volumes, where the disease is called faint
 
 
+def _unfold(rows: pd.DataFrame, inside: str, **named: str) -> list[dict]:
+    """Return a row for each one `inside` a ledger's row, with columns of it, new name = old."""
+    return [
+        {new: row[old] for new, old in named.items()} | one
+        for row in rows.to_dict("records") for one in row[inside]
+    ]  # fmt: skip
+
+
 def read_norms(data: str) -> tuple[pd.DataFrame, dict]:
     """Return lift and gain of every norm, those tried beside the page's too, and about the row."""
     rows, about = read_rows(deep_norms.LEDGER, deep_norms.CODE, data)
@@ -22,11 +30,7 @@ def read_norms(data: str) -> tuple[pd.DataFrame, dict]:
 def read_severity(data: str) -> tuple[pd.DataFrame, dict]:
     """Return a row a field, severity and norm with lift, gain and intervals, and about the rows."""
     rows, about = read_rows(severity.LEDGER, severity.CODE, data)
-    named = [
-        {"field": row["part"], "severity": row["change"], **norm}
-        for row in rows.to_dict("records") for norm in row["norms"]
-    ]  # fmt: skip
-    return pd.DataFrame(named), about
+    return pd.DataFrame(_unfold(rows, "norms", field="part", severity="change")), about
 
 
 def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd.DataFrame]:
@@ -42,9 +46,7 @@ def severity_curves(table: pd.DataFrame, field: str, value: str) -> dict[str, pd
 def read_shift(data: str) -> tuple[pd.DataFrame, dict]:
     """Return a row a fault and number of known euploids: flagged people, coverage; and about it."""
     rows, about = read_rows(shift.LEDGER, shift.CODE, data)
-    named = [{"fault": row["part"], "norm": row["norm"], **one}
-             for row in rows.to_dict("records") for one in row["sites"]]  # fmt: skip
-    return pd.DataFrame(named), about
+    return pd.DataFrame(_unfold(rows, "sites", fault="part", norm="norm")), about
 
 
 def _real(ledger: str, code: tuple[str, ...]) -> tuple[pd.DataFrame, dict]:
@@ -97,10 +99,7 @@ def read_hard(data: str) -> dict:
     people of the choosing seed; the values are those of the judging seed.
     """
     rows, about = read_rows(hard.LEDGER, hard.CODE, data)
-    named = [
-        {"use": row["part"], "severity": row["change"], **of}
-        for row in rows.to_dict("records") for of in row["features"]
-    ]  # fmt: skip
+    named = _unfold(rows, "features", use="part", severity="change")
     table, names = pd.DataFrame(named), ("bacc_ds_hard", "bacc_ds_hard_volumes")
     tables = {"hard": named, "hard_ledger": about}
     if about["data"] != data or {*hard.SEEDS} - {*table.get("use", ())}:

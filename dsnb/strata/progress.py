@@ -13,6 +13,7 @@ from dsnb.strata import crossval
 from dsnb.strata.people import People, known_truth, relative
 
 FEWEST = 10  # people who came twice
+DEALS = 3  # of the folds, where people are few
 
 
 def follow(root: Path, settings: Strata) -> tuple[dict, dict, dict]:
@@ -35,7 +36,7 @@ def follow(root: Path, settings: Strata) -> tuple[dict, dict, dict]:
         ("age, sex, volumes", crossval.Features(columns=known)),
         ("age, sex, volumes, latents", latents.beside(*known)),
     ):
-        score = crossval.predict(table, target, settings, features, first, repeats=3)[:, 0]
+        score = crossval.predict(table, target, settings, features, first, DEALS)[:, 0]
         true = None if truth is None else truth["progress"].to_numpy(float)
         rows.append({"features": name} | judge(table, first, score, true, settings))
     return {}, {"progress": rows}, {}

@@ -1,7 +1,7 @@
 """From latents to discrimination, staging and strata, on people whom the VAE never saw."""
 
 import time
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from dsnb.strata.crossval import Features, too_few
 from dsnb.strata.curves import learn
 from dsnb.strata.people import People, confounders, match, relative, true_volumes
 from dsnb.strata.permutation import permutation_p, permute, site_is_group
-from dsnb.strata.progress import follow
+from dsnb.strata.progress import DEALS, follow
 
 DISCRIMINATION = (
     "bacc_ds_with_size", "auc_ds", "auc_ds_volumes", "auc_ds_confounds", "auc_ds_oracle",
@@ -26,7 +26,6 @@ ABSENT = {
     "auc_ds_oracle": "not everybody's true volumes are known: real scans, or no truth for euploids",
 }
 DISABILITY = ("mild", "moderate", "severe")
-DEALS = 3  # of the folds, where people are few
 Part = tuple[dict, dict, dict]  # headline, tables, reasons
 
 
@@ -126,7 +125,7 @@ def cross_sites(people: People, settings: Strata) -> Part:
         "latents": people.latents,
         "estimated volumes": Features(columns=(relative(people.volumes),)),
     }
-    for (learnt, judged, train, test), (name, features) in product_of(asked, sets):
+    for (learnt, judged, train, test), (name, features) in product(asked, sets.items()):
         train, test = np.flatnonzero(train), np.flatnonzero(test)
         reason = too_few(target[train], people.families[train], 2, settings)
         row = {"features": name, "learnt_on": learnt, "judged_on": judged, "people": len(test)}
@@ -144,11 +143,6 @@ def cross_sites(people: People, settings: Strata) -> Part:
         row["auc"] = crossval.auroc(truth == 1, answer[:, 1]) if np.ptp(truth) else None
         rows.append(row | {"note": "" if np.ptp(truth) else "one group only: no AUROC"})
     return {}, {"sites": rows}, {}
-
-
-def product_of(asked: list, sets: dict):
-    """Yield every question with every set of features."""
-    return ((question, named) for question in asked for named in sets.items())
 
 
 def stage(people: People, settings: Strata) -> Part:
