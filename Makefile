@@ -42,6 +42,7 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) search severity $(WHERE)
 	@$(LEDGER) search shift $(WHERE)
 	@$(LEDGER) search hard $(WHERE)
+	@$(LEDGER) search latents $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
 	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
 	$(if $(RAW),@$(RUN) dsnb map $(WHERE_REAL))

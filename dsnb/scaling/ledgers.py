@@ -8,9 +8,7 @@ from dsnb.anomaly import metrics
 from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.scaling.tables import PRESET, read_rows
-from dsnb.search import deep_norms, hard, planted, power, severity, shift
-
-HARD_BACC = 0.80  # of estimated volumes, where the disease is called faint
+from dsnb.search import deep_norms, hard, latent_kinds, planted, power, severity, shift
 
 
 def _unfold(rows: pd.DataFrame, inside: str, **named: str) -> list[dict]:
@@ -106,8 +104,7 @@ def read_hard(data: str) -> dict:
         reason = f"the ledger has no faint disease of {data} yet"
         return {"headline": dict.fromkeys(names), "tables": tables,
                 "reasons": dict.fromkeys(names, reason)}  # fmt: skip
-    plain = table[(table["use"] == "choose") & (table["features"] == "estimated volumes")]
-    severity = plain.loc[(plain["bacc"] - HARD_BACC).abs().idxmin(), "severity"]
+    severity = latent_kinds.faintest(table[table["use"] == "choose"])
     judged = table[(table["use"] == "judge") & (table["severity"] == severity)]
     judged = judged.set_index("features")
     latent, undone = judged.loc["latents"], judged.loc["undone"]
