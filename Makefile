@@ -43,6 +43,7 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) search shift $(WHERE)
 	@$(LEDGER) search hard $(WHERE)
 	@$(LEDGER) search latents $(WHERE)
+	@$(LEDGER) search subtypes $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
 	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
 	$(if $(RAW),@$(RUN) dsnb map $(WHERE_REAL))

@@ -130,7 +130,7 @@ class Strata:
     permutations: int = 1999  # of labels
     bootstraps: int = 1000
     nulls: int = 199  # cohorts without structure, behind the p of strata
-    null_draws: int = 100  # more of them, for the false discovery of strata
+    null_draws: int = 100  # cohorts with and without subtypes, for the false discovery of strata
     seed: int = 1
 
 

@@ -5,7 +5,9 @@ from dsnb.figures.charts import (
     plot_curves,
     plot_distribution,
     plot_embedding,
+    plot_grid,
     plot_scatter,
+    plot_series,
     plot_spectrum,
     plot_training,
 )  # fmt: skip

@@ -180,3 +180,39 @@ def plot_embedding(scores: np.ndarray, groups: Sequence[str], variance: Sequence
     names = (f"component {k} ({100 * share:.0f} %)" for k, share in enumerate(variance, start=1))
     _plain_axes(axes, *names)
     return figure
+
+
+def plot_grid(table: pd.DataFrame, x: str, y: str, value: str, marked: str, unit: str) -> Figure:
+    """Show -1..1 of every pair of `x` and `y` as a coloured square; a dot where `marked` holds."""
+    values = table.pivot(index=y, columns=x, values=value)
+    values = values.loc[table[y].unique(), table[x].unique()]
+    figure = _open_chart(2.4 + 0.42 * values.shape[1], 1.2 + 0.22 * values.shape[0])
+    axes = figure.subplots()
+    shown = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    found = table[table[marked]]
+    axes.plot(values.columns.get_indexer(found[x]), values.index.get_indexer(found[y]), "k.", ms=4)
+    axes.set_xticks(range(values.shape[1]), values.columns, fontsize=8)
+    axes.set_yticks(range(values.shape[0]), [str(n).replace("_", " ") for n in values.index],
+                    fontsize=8)  # fmt: skip
+    axes.set_xlabel(x)
+    figure.colorbar(shown, label=unit)
+    return figure
+
+
+def plot_series(table: pd.DataFrame, value: str, row: str, series: str, unit: str) -> Figure:
+    """Show one value a `row` and `series`, with `value`_low and _high, side by side in a row."""
+    rows, names = table[row].unique(), table[series].unique()
+    axes = (figure := _open_chart(6.4, 1.2 + 0.3 * len(rows))).subplots()
+    shifts = np.linspace(-0.25, 0.25, len(names)) if len(names) > 1 else [0]
+    for (name, colour), shift, mark in zip(_colours(list(names)).items(), shifts, "os^Dv<>P" * 4):
+        part = table[table[series] == name].set_index(row).loc[rows]
+        places = np.arange(len(rows)) + shift
+        axes.hlines(places, part[f"{value}_low"], part[f"{value}_high"], color=colour, lw=1.5)
+        axes.plot(part[value], places, mark, color=colour, ms=4, label=name)
+    axes.axvline(0, color="grey", lw=0.8)
+    axes.set_yticks(range(len(rows)), [str(name).replace("_", " ") for name in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _plain_axes(axes, unit, "")
+    return figure

@@ -9,4 +9,5 @@ from dsnb.search.planted import map_folds
 from dsnb.search.power import draw_studies
 from dsnb.search.severity import trace
 from dsnb.search.shift import scan_sites
+from dsnb.search.subtypes import draw_subtypes
 from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out

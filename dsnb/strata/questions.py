@@ -6,14 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from dsnb import record
 from dsnb.config import Strata, Study
 from dsnb.space import GROUPS, STAGES, covariates
 from dsnb.strata import crossval, structure
+from dsnb.strata.axes import correlate
 from dsnb.strata.crossval import Features, too_few
 from dsnb.strata.curves import learn
-from dsnb.strata.people import People, confounders, match, relative, true_volumes
+from dsnb.strata.people import (
+    People,
+    confounders,
+    known_truth,
+    match,
+    relative,
+    true_volumes,
+)
 from dsnb.strata.permutation import permutation_p, permute, site_is_group
 from dsnb.strata.progress import DEALS, follow
 
@@ -236,18 +245,42 @@ def _unanswered(names: tuple[str, ...], reason: str) -> Part:
     return dict.fromkeys(names), {}, dict.fromkeys(names, reason)
 
 
-def stratify(people: People, settings: Strata) -> Part:
-    """Look for subtypes of DS beyond age, sex, volume, stage and site, against one Gaussian."""
+def stratify(
+    people: People, others: dict[str, Features], severity: np.ndarray | None, settings: Strata
+) -> Part:
+    """Look for two subtypes of DS in latents and rivals: beyond confounds, and beyond stage too.
+
+    What the clusters follow is asked of a person's place between the two centres: age, stage,
+    disability, cognition and, where known, the true `severity` (N,).
+    """
     rows = np.flatnonzero(people.target)
     if len(rows) < structure.FEWEST:
-        reason = f"{len(rows)} people with DS, {structure.FEWEST} needed"
-        return _unanswered(("strata_false_discovery",), reason)
-    table, size = people.table.iloc[rows], np.log(people.volumes[rows].sum(1))
-    known = pd.get_dummies(table[["stage", "site"]], drop_first=True, dtype=float)
-    nuisance = np.column_stack([covariates(table), size, known])
-    found = structure.search(people.latents.of(rows).kernel, nuisance, settings)
-    found.pop("labels")
-    return {"strata_false_discovery": found["false_discovery"]}, {"strata": found}, {}
+        return {}, {}, {"strata": f"{len(rows)} people with DS, {structure.FEWEST} needed"}
+    table, volumes = people.table.iloc[rows], people.volumes[rows]
+    orders = {"stage": STAGES, "disability": DISABILITY}
+    asked = {name: table[name].map(list(of).index, na_action="ignore").to_numpy(float)
+             for name, of in orders.items()}  # fmt: skip
+    asked |= {name: table[name].to_numpy(float) for name in ("age", "cognition")}
+    if severity is not None:
+        asked["true severity"] = severity[rows]
+    sets = {"latents": people.latents} | {n: f for n, f in others.items() if n != "voxels"}
+    known = {
+        beyond: structure.nuisance(table, volumes, *more)
+        for beyond, more in (("confounds", ()), ("confounds, age, stage", ("age", "stage")))
+    }
+    pairs, related = list(product(sets, known)), []
+    jobs = (delayed(structure.search)(sets[name].of(rows).kernel, known[beyond], settings)
+            for name, beyond in pairs)  # fmt: skip
+    strata = [
+        {"features": name, "beyond": beyond} | found
+        for (name, beyond), found in zip(pairs, Parallel(2)(jobs))
+    ]
+    for row in strata:
+        row.pop("labels")
+        places = row.pop("places")[:, None]
+        if row["beyond"] == "confounds":
+            related += [{"features": row["features"]} | found for found in correlate(places, asked)]
+    return {}, {"strata": strata, "strata_related": related}, {}
 
 
 def analyse(root: Path, study: Study) -> dict:
@@ -257,16 +290,18 @@ def analyse(root: Path, study: Study) -> dict:
     """
     began, settings = time.perf_counter(), study.strata
     people = People(root, GROUPS)
+    others, truth = people.others(study), known_truth(root, people.table)
+    severity = None if truth is None else truth["factor"].to_numpy(float)
     reason = too_few(people.target, people.families, 2, settings)
     if reason:
         first = _unanswered(DISCRIMINATION, reason)
     else:
-        others = people.others(study)
         first = discriminate(people, others, true_volumes(root, people.table), settings)
     headline, tables, reasons = {}, {}, {}
     parts = (
         first, cross_sites(people, settings), stage(people, settings),
-        ask_others(people, settings), follow(root, settings), stratify(people, settings),
+        ask_others(people, settings), follow(root, settings),
+        stratify(people, others, severity, settings),
     )  # fmt: skip
     for part in parts:
         for whole, piece in zip((headline, tables, reasons), part):

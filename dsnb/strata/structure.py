@@ -1,64 +1,95 @@
-"""Are there subtypes? Mixtures of latents against the null of one Gaussian.
+"""Are there subtypes? Two clusters, and the valley between them, against the null of one Gaussian.
 
-The null has the observed covariance and takes the whole path: regression of covariates,
-principal components and mixtures are fitted again to every draw.
+Heavy tails, skew, and sites of unlike noise gain from a mixture of Gaussians without any subtype,
+but they leave no valley. The null has the observed covariance and takes the whole path: components,
+clusters, axis and valley are found again in every draw.
 """
 
-import warnings
-
 import numpy as np
-from joblib import Parallel, delayed
-from sklearn.exceptions import ConvergenceWarning
+import pandas as pd
+from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
+from sklearn.preprocessing import PowerTransformer
 
-from dsnb import record
 from dsnb.config import Strata
 from dsnb.strata.crossval import LEVEL
 
-INNER_NULLS = 19  # null draws behind each structureless cohort: the fewest that can reach 5 %
-CLUSTERS = (2, 3)
-COMPONENTS = 10  # of the residual latents, that mixtures are fitted to
-PEOPLE_A_COMPONENT = 5  # a mixture in d dimensions needs many more people than d
-FEWEST = 10  # people
+COMPONENTS = 5  # leading ones, on which people are clustered
+CLIP = 2.0  # SD of a component, beyond which a person is no further away
+RESAMPLES = 3  # four fifths of the people, clustered again
+WIDTHS = (0.05, 1.5)  # SD: the kernels between which the valley's width is sought
+PLACES = np.linspace(-4, 4, 161)  # SD, at which a density is read
+FEWEST = 20  # people
 
 
-def coordinates(kernel: np.ndarray, nuisance: np.ndarray) -> np.ndarray:
-    """Return people (N, r) in the span of their latents, covariates regressed out.
+def nuisance(table: pd.DataFrame, volumes: np.ndarray, *names: str) -> np.ndarray:
+    """Return the columns (N, K) to take out: sex, log brain volume, site, motion, and `names`.
 
-    `kernel` (N, N) holds dot products of latents, `nuisance` (N, K) the covariates; distances
-    between rows are those between residual latents.
+    `volumes` are (N, R) ml. A name of a number is one column, of words one a word.
     """
-    out = residual_maker(nuisance)
+    named = [name for name in ("site", *names) if table[name].nunique() > 1]
+    columns = pd.get_dummies(table[named], drop_first=True, dtype=float).to_numpy(float)
+    motion = table["motion"].fillna(table["motion"].median()).fillna(0).to_numpy(float)
+    sex = (table["sex"] == "M").to_numpy(float)
+    return np.column_stack([sex, np.log(volumes.sum(1)), motion, columns])
+
+
+def residual_maker(known: np.ndarray) -> np.ndarray:
+    """Return the (N, N) projection that removes a mean and the columns `known` (N, K)."""
+    design = np.column_stack([np.ones(len(known)), known])
+    return np.eye(len(design)) - design @ np.linalg.pinv(design)
+
+
+def coordinates(kernel: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Return people (N, r) in the span of their features, what `out` (N, N) removes taken out.
+
+    `kernel` (N, N) holds dot products; distances between rows are those of residual features.
+    """
     values, vectors = np.linalg.eigh(out @ kernel @ out)
     kept = values > 1e-9 * values.max()
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def residual_maker(nuisance: np.ndarray) -> np.ndarray:
-    """Return the (N, N) projection that removes a mean and `nuisance` (N, K)."""
-    design = np.column_stack([np.ones(len(nuisance)), nuisance])
-    return np.eye(len(design)) - design @ np.linalg.pinv(design)
+def cluster(people: np.ndarray, settings: Strata) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels 0 or 1 (N,) of people (N, r), and their place (N,) between the two centres.
 
-
-def cluster(people: np.ndarray, settings: Strata) -> tuple[float, np.ndarray]:
-    """Return the gain of the best mixture over one cloud and its labels (N,).
-
-    `people` (N, r) are coordinates. The gain is BIC(1) - BIC(k) of mixtures of round Gaussians on
-    the leading principal components. An elongated cloud gains, too: the gain is a statistic whose
-    null `structure_p` draws, no evidence by itself.
+    A mixture of two Gaussians of one covariance, on leading components that were brought close to
+    normal (Yeo and Johnson 2000) and clipped: clusters differ by their mean alone.
     """
-    count = min(COMPONENTS, len(people) // PEOPLE_A_COMPONENT, people.shape[1])
-    left, sizes, _ = np.linalg.svd(people, full_matrices=False)
-    scores = left[:, :count] * sizes[:count] / sizes[0] * np.sqrt(len(people))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an unsettled fit only gains less
-        fits = [
-            GaussianMixture(k, covariance_type="spherical", max_iter=60, random_state=settings.seed)
-            .fit(scores) for k in (1, *CLUSTERS)
-        ]  # fmt: skip
-    gains = [fits[0].bic(scores) - fit.bic(scores) for fit in fits[1:]]
-    best = int(np.argmax(gains))
-    return gains[best], fits[best + 1].predict(scores)
+    left = np.linalg.svd(people, full_matrices=False)[0][:, :COMPONENTS]
+    scores = PowerTransformer().fit_transform(left * np.sqrt(len(left))).clip(-CLIP, CLIP)
+    mixture = GaussianMixture(
+        2, covariance_type="tied", max_iter=60, reg_covar=1e-3, random_state=settings.seed
+    ).fit(scores)
+    axis = mixture.precisions_ @ (mixture.means_[1] - mixture.means_[0])
+    return mixture.predict(scores), scores @ axis
+
+
+def valley(values: np.ndarray) -> float:
+    """Return the narrowest kernel (SD) that leaves the density of values (N,) a single mode.
+
+    The wider, the deeper the valley between modes (Silverman, J R Stat Soc B 43:97, 1981).
+    """
+    scaled, (low, high) = (values - values.mean()) / values.std(), WIDTHS
+    for _ in range(9):
+        middle = (low + high) / 2
+        density = np.exp(-0.5 * ((PLACES[:, None] - scaled) / middle) ** 2).sum(1)
+        steps = np.sign(np.diff(density))
+        modes = np.count_nonzero(np.diff(steps[steps != 0]) < 0)
+        low, high = (middle, high) if modes > 1 else (low, middle)
+    return high
+
+
+def stability(people: np.ndarray, labels: np.ndarray, settings: Strata) -> float:
+    """Return how far clusters of four fifths of people agree with `labels` (N,), chance being 0.
+
+    The mean adjusted Rand index (Hubert and Arabie 1985).
+    """
+    rng, found = np.random.default_rng(settings.seed), []
+    for _ in range(RESAMPLES):
+        some = rng.permutation(len(people))[: 4 * len(people) // 5]
+        found.append(adjusted_rand_score(labels[some], cluster(people[some], settings)[0]))
+    return float(np.mean(found))
 
 
 def draw_structureless(people: np.ndarray, out: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -66,57 +97,37 @@ def draw_structureless(people: np.ndarray, out: np.ndarray, rng: np.random.Gener
 
     `out` (N, N) is the residual maker of the covariates.
     """
-    freedom = np.trace(out)
     weights = rng.standard_normal((len(people), len(people)))
-    return out @ (weights @ people) / np.sqrt(freedom)
+    return out @ (weights @ people) / np.sqrt(np.trace(out))
 
 
-def structure_p(
-    people: np.ndarray, out: np.ndarray, draws: int, settings: Strata, rng: np.random.Generator
-) -> float:
-    """Return p = (b + 1) / (m + 1) of the mixture gain under one Gaussian."""
-    observed = cluster(people, settings)[0]
-    beyond = sum(
-        cluster(draw_structureless(people, out, rng), settings)[0] >= observed for _ in range(draws)
-    )
-    return (beyond + 1) / (draws + 1)
+def structure_test(
+    people: np.ndarray, out: np.ndarray, draws: int, settings: Strata, rng: np.random.Generator,
+    stable: bool = True,
+) -> dict:  # fmt: skip
+    """Return labels, places, the valley and the stability of two clusters, each with its p.
 
-
-def false_discovery(people: np.ndarray, out: np.ndarray, settings: Strata) -> float:
-    """Return the share of structureless cohorts that the test calls structured at 5 %.
-
-    Every cohort has its own null, drawn from its own covariance, as an observed cohort would.
+    p = (b + 1) / (m + 1) over m draws of the null. `stable` False leaves stability out.
     """
 
-    def is_called(draw: int) -> bool:
-        rng = np.random.default_rng([settings.seed, 1, draw])
-        cohort = draw_structureless(people, out, rng)
-        return structure_p(cohort, out, INNER_NULLS, settings, rng) <= LEVEL
+    def measure(cohort: np.ndarray) -> tuple:
+        labels, places = cluster(cohort, settings)
+        found = valley(places), stability(cohort, labels, settings) if stable else 0.0
+        return labels, places, np.array(found)
 
-    draws, called = settings.null_draws, 0
-    found = Parallel(2, return_as="generator")(delayed(is_called)(draw) for draw in range(draws))
-    for done, answer in enumerate(found, start=1):
-        called += answer
-        record.progress("structureless cohorts", done, draws)
-    return called / draws
+    labels, places, found = measure(people)
+    null = np.stack([measure(draw_structureless(people, out, rng))[2] for _ in range(draws)])
+    p, names = (1 + (null >= found).sum(0)) / (draws + 1), ("valley", "stability")
+    whole = {"labels": labels, "places": places}
+    for name, value, chance in list(zip(names, found, p))[: 1 + stable]:
+        whole |= {name: float(value), f"{name}_p": float(chance)}
+    return whole | {"structured": bool(whole["valley_p"] <= LEVEL)}
 
 
-def search(kernel: np.ndarray, nuisance: np.ndarray, settings: Strata) -> dict:
-    """Look for subtypes in latents (dot products `kernel`, N x N) beyond `nuisance` (N, K).
-
-    Returns the mixture's gain and labels, its p, whether it is called structured at 5 %, and the
-    realised false discovery on structureless cohorts.
-    """
-    people, out = coordinates(kernel, nuisance), residual_maker(nuisance)
-    gain, labels = cluster(people, settings)
+def search(kernel: np.ndarray, known: np.ndarray, settings: Strata) -> dict:
+    """Look for two subtypes in features (dot products `kernel`, N x N) beyond `known` (N, K)."""
+    out = residual_maker(known)
     rng = np.random.default_rng([settings.seed, 0])
-    p = structure_p(people, out, settings.nulls, settings, rng)
-    return {
-        "people": len(people),
-        "clusters": len(np.unique(labels)),
-        "bic_gain": gain,
-        "p": p,
-        "structured": p <= LEVEL,
-        "false_discovery": false_discovery(people, out, settings),
-        "labels": labels,
-    }
+    found = structure_test(coordinates(kernel, out), out, settings.nulls, settings, rng)
+    return {"people": len(kernel), "smaller": int(np.bincount(found["labels"], minlength=2).min()),
+            **found}  # fmt: skip
