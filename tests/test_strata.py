@@ -12,7 +12,7 @@ from dsnb import config
 from dsnb.checks import BadInput
 from dsnb.config import Strata
 from dsnb.space import REGIONS
-from dsnb.strata import crossval, curves, permutation, progress, questions, structure
+from dsnb.strata import crossval, curves, discrimination, permutation, progress, questions
 from dsnb.strata.crossval import Features
 from dsnb.strata.people import People, match
 
@@ -314,13 +314,15 @@ def test_s03_too_few_people_give_a_reason():
 
 
 @pytest.mark.parametrize("patients", [0, 1, 5, 6, 40])
-def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch):
+def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch, tmp_path):
     """A test set of one class, or of hardly another, would raise or write NaN into a table."""
     people = make_question(40, 1.0)
+    people.root = tmp_path
     people.target = (np.arange(40) < patients).astype(int)
     people.table["group"] = np.where(people.target, "DS", "euploid")
     monkeypatch.setattr(questions, "People", lambda root, groups: people)
-    monkeypatch.setattr(questions, "true_volumes", lambda root, table: None)
+    for name in ("true_volumes", "known_truth"):
+        monkeypatch.setattr(questions, name, lambda root, table: None)
     monkeypatch.setattr(questions, "follow", lambda root, settings: ({}, {}, {}))
     monkeypatch.setattr(People, "others", lambda self, study: {})
     study = config.replace(config.load_study("smoke"), strata=SETTINGS)
@@ -331,11 +333,14 @@ def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch):
     assert (found["headline"]["auc_ds"] is None) == (patients != 6)
 
 
-def test_site_that_is_the_group_is_not_separable():
+def test_s04_site_that_is_the_group_is_not_separable(tmp_path):
     """A site effect would be sold as Down syndrome (S04)."""
     people = make_question(60, 2.0)
     people.table["site"] = np.where(people.target == 1, "clinic", "public")
-    headline, tables, reasons = questions.discriminate(people, {}, None, SETTINGS)
+    people.root = tmp_path
+    headline, tables, reasons = discrimination.discriminate(
+        people, {"latents": people.latents}, None, SETTINGS
+    )
     rows = {row["features"]: row for row in tables["discrimination"]}
     assert rows["site"]["auc"] == 1.0
     assert "not separable" in reasons["site"]
@@ -352,7 +357,7 @@ def test_controls_show_what_site_lends_to_latents():
     values = make_people(150, seed=2)[2]
     values[:, 0] += 3 * (site == "a")
     people.latents = Features(values @ values.T)
-    rows = {row["features"]: row for row in questions._controls(people, SETTINGS)}
+    rows = {row["features"]: row for row in discrimination._controls(people, SETTINGS)}
     assert rows["latents, labels permuted"]["auc_low"] < 0.5
     assert rows["latents, labels permuted within site"]["auc_low"] > 0.6
     like = rows["latents, sites with both groups"]
@@ -370,7 +375,7 @@ def test_latents_that_add_to_staging_show_a_gain():
         values = make_people(240, seed=1)[2]
         values[:, 0] += shift * stages
         people.latents = Features(values @ values.T)
-        headline, tables, _ = questions.stage(people, SETTINGS)
+        headline, tables, _ = questions.stage(people, {"latents": people.latents}, SETTINGS)
         found.append(headline["stage_gain_ci"])
         assert "kappa" in tables["staging"][0]
     assert found[0][0] > 0.1
@@ -379,37 +384,7 @@ def test_latents_that_add_to_staging_show_a_gain():
 
 def test_no_stage_gives_null_and_a_reason():
     """A cohort without stages would raise instead of saying so."""
-    headline, _, reasons = questions.stage(make_question(40, 0.0), SETTINGS)
+    people = make_question(40, 0.0)
+    headline, _, reasons = questions.stage(people, {"latents": people.latents}, SETTINGS)
     assert headline == {"stage_gain": None, "stage_gain_ci": None}
     assert "one class only" in reasons["stage_gain"]
-
-
-def test_two_planted_subtypes_are_found_and_one_gaussian_is_not():
-    """Strata would be reported where there is one cloud, or missed where there are two."""
-    rng = np.random.default_rng(0)
-    settings = Strata(nulls=19, null_draws=3)
-    values = rng.standard_normal((100, 60)) / np.sqrt(1 + np.arange(60))
-    nuisance = rng.standard_normal((100, 2))
-    single = structure.search(values @ values.T, nuisance, settings)
-    assert not single["structured"]
-    kind = rng.random(100) < 0.5
-    values[:, 1] += 5 * kind * values[:, 1].std()
-    double = structure.search(values @ values.T, nuisance, settings)
-    assert double["p"] == 1 / 20
-    assert double["structured"]
-    agreement = pd.crosstab(double["labels"], kind).max(axis=1).sum() / 100
-    assert agreement > 0.9
-    assert single["false_discovery"] < 1
-
-
-def test_null_cohorts_have_the_observed_covariance_and_no_covariate():
-    """The null would be easier or harder to call structured than the observed cohort."""
-    rng = np.random.default_rng(0)
-    values, nuisance = rng.standard_normal((80, 5)) * [3, 2, 1, 1, 1], rng.standard_normal((80, 2))
-    out = structure.residual_maker(nuisance)
-    people = structure.coordinates(values @ values.T, nuisance)
-    draws = [structure.draw_structureless(people, out, rng) for _ in range(200)]
-    sums = np.mean([draw.T @ draw for draw in draws], axis=0)
-    np.testing.assert_allclose(np.diag(sums), np.diag(people.T @ people), rtol=0.1)
-    assert np.abs(nuisance.T @ draws[0]).max() < 1e-9
-    np.testing.assert_allclose(people @ people.T, out @ values @ values.T @ out, atol=1e-8)

@@ -3,11 +3,13 @@
 from dsnb.scaling.cost import bench_cost, calculate, measure
 from dsnb.scaling.ledgers import (
     read_hard,
+    read_latents,
     read_norms,
     read_planted,
     read_power,
     read_severity,
     read_shift,
+    read_subtypes,
     severity_curves,
 )
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically

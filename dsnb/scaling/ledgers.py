@@ -1,4 +1,4 @@
-"""What the ledgers of pages 05 and 06 say: norms, severity, scanners, folds, power, a hard arm."""
+"""What the ledgers of pages 05 and 06 say, as tables and headline values."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,16 @@ from dsnb.anomaly import metrics
 from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.scaling.tables import PRESET, read_rows
-from dsnb.search import deep_norms, hard, latent_kinds, planted, power, severity, shift
+from dsnb.search import (
+    deep_norms,
+    hard,
+    latent_kinds,
+    planted,
+    power,
+    severity,
+    shift,
+    subtypes,
+)
 
 
 def _unfold(rows: pd.DataFrame, inside: str, **named: str) -> list[dict]:
@@ -115,3 +124,36 @@ def read_hard(data: str) -> dict:
         "hard_gain_undone_ci": [undone["gain_low"], undone["gain_high"]],
     }  # fmt: skip
     return {"headline": headline, "tables": tables, "reasons": {}}
+
+
+def read_latents(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a question and kind of latent or network: means over seeds, and about the rows.
+
+    `auc` has its range over seeds; the bounds of `gain` are means over seeds of intervals by
+    person.
+    """
+    rows, about = read_rows(latent_kinds.LEDGER, latent_kinds.CODE, data)
+    named = pd.DataFrame(_unfold(rows, "scores", seed="seed"))
+    if not len(named):
+        return named, about
+    parts = named.groupby(["question", "features"], sort=False)
+    table = parts[["auc", "bacc", "gain", "gain_low", "gain_high"]].mean()
+    auc, seeds = parts["auc"], parts["seed"].nunique()
+    table.insert(1, "least", auc.min())
+    table.insert(2, "most", auc.max())
+    return table.assign(seeds=seeds).reset_index(), about
+
+
+def read_subtypes(data: str) -> dict:
+    """Return the headline value, table and reason of page 06's cohorts with and without subtypes.
+
+    The false discovery is the share of all cohorts without subtypes that are called structured.
+    """
+    rows, about = read_rows(subtypes.LEDGER, subtypes.CODE, data)
+    table = _unfold(rows, "features", arm="part", strength="change")
+    tables, name = {"subtypes": table, "subtypes_ledger": about}, "strata_false_discovery"
+    if about["data"] != data or not table:
+        reason = f"the ledger has no cohorts without subtypes of {data} yet"
+        return {"headline": {name: None}, "tables": tables, "reasons": {name: reason}}
+    shares = [row["called"] for row in table if not subtypes.ARMS[row["arm"]]]
+    return {"headline": {name: float(np.mean(shares))}, "tables": tables, "reasons": {}}

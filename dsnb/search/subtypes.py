@@ -70,7 +70,7 @@ def draw_cohort(
     people, truth = rng.permutation(len(known))[:size], subtypes * (np.arange(size) % 2)
     rows, out = people + truth * len(known), structure.residual_maker(known[people])
     cohort = structure.coordinates(kernel[np.ix_(rows, rows)], out)
-    found = structure.structure_test(cohort, out, NULLS, settings, rng, stable=False)
+    found = structure.structure_test(cohort, out, NULLS, settings, rng)
     return found["structured"], adjusted_rand_score(truth, found["labels"])
 
 

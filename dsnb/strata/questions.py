@@ -128,7 +128,7 @@ def stratify(
         return {}, {}, {"strata": f"{len(rows)} people with DS, {structure.FEWEST} needed"}
     table, volumes = people.table.iloc[rows], people.volumes[rows]
     orders = {"stage": STAGES, "disability": DISABILITY}
-    asked = {name: table[name].map(list(of).index, na_action="ignore").to_numpy(float)
+    asked = {name: table[name].map({word: place for place, word in enumerate(of)}).to_numpy(float)
              for name, of in orders.items()}  # fmt: skip
     asked |= {name: table[name].to_numpy(float) for name in ("age", "cognition")}
     if severity is not None:
