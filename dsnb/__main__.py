@@ -45,7 +45,7 @@ class Command:
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
-    # norms, severity, shift, power, planted, hard, latents or subtypes.
+    # norms, severity, shift, power, planted, hard, latents, subtypes or stages.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -143,6 +143,7 @@ def run(command: Command) -> int:
         "search hard": lambda: search.grow_faint(root, study),
         "search latents": lambda: search.compare_latents(root, study),
         "search subtypes": lambda: search.draw_subtypes(root, study),
+        "search stages": lambda: search.stage_more(root, study),
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),

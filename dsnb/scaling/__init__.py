@@ -9,6 +9,7 @@ from dsnb.scaling.ledgers import (
     read_power,
     read_severity,
     read_shift,
+    read_stages,
     read_subtypes,
     severity_curves,
 )

@@ -16,6 +16,7 @@ from dsnb.search import (
     power,
     severity,
     shift,
+    stages,
     subtypes,
 )
 
@@ -142,6 +143,12 @@ def read_latents(data: str) -> tuple[pd.DataFrame, dict]:
     table.insert(1, "least", auc.min())
     table.insert(2, "most", auc.max())
     return table.assign(seeds=seeds).reset_index(), about
+
+
+def read_stages(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a number of further people and set of features, and about the rows."""
+    rows, about = read_rows(stages.LEDGER, stages.CODE, data)
+    return pd.DataFrame(_unfold(rows, "features")), about
 
 
 def read_subtypes(data: str) -> dict:

@@ -9,5 +9,6 @@ from dsnb.search.planted import map_folds
 from dsnb.search.power import draw_studies
 from dsnb.search.severity import trace
 from dsnb.search.shift import scan_sites
+from dsnb.search.stages import stage_more
 from dsnb.search.subtypes import draw_subtypes
 from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
