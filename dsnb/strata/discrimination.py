@@ -135,6 +135,10 @@ def discriminate(
         "permutation_p": permutation_p(table, target, people.latents.kernel, settings),
     }
     reasons = {name: ABSENT[name] for name, value in headline.items() if value is None}
+    if "undone" in rows:  # not where people were too few for that network
+        row = rows["undone"]
+        headline["auc_ds_undone"] = row["auc"]
+        headline["auc_ds_undone_gain_ci"] = [row["gain_low"], row["gain_high"]]
     if site_is_group(table["site"], target):
         reasons["site"] = "not separable: every site holds one group only"
     tables = {"discrimination": [*rows.values(), *_controls(people, settings)]}

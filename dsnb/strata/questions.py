@@ -37,6 +37,10 @@ def stage(people: People, sets: dict[str, Features], settings: Strata) -> Part:
     rows = _beyond("staging", asked, base, table, target, settings, STAGES)
     headline = {"stage_gain": rows[-1]["gain"],
                 "stage_gain_ci": [rows[-1]["gain_low"], rows[-1]["gain_high"]]}  # fmt: skip
+    for row in rows:
+        if row["features"].endswith("volumes, undone"):
+            headline["stage_gain_undone"] = row["gain"]
+            headline["stage_gain_undone_ci"] = [row["gain_low"], row["gain_high"]]
     pairs = []
     for pair in combinations(range(len(STAGES)), 2):
         some, names = np.flatnonzero(np.isin(target, pair)), tuple(STAGES[i] for i in pair)
