@@ -323,7 +323,7 @@ def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch, tmp_pa
     monkeypatch.setattr(questions, "People", lambda root, groups: people)
     for name in ("true_volumes", "known_truth"):
         monkeypatch.setattr(questions, name, lambda root, table: None)
-    monkeypatch.setattr(questions, "follow", lambda root, settings: ({}, {}, {}))
+    monkeypatch.setattr(questions, "follow", lambda root, study: ({}, {}, {}))
     monkeypatch.setattr(People, "others", lambda self, study: {})
     study = config.replace(config.load_study("smoke"), strata=SETTINGS)
     found = questions.analyse(None, study)

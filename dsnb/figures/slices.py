@@ -144,6 +144,8 @@ def plot_cases(
                 how |= {"threshold": 0.05 * limit, "vmax": limit, "symmetric_cbar": True}
                 images = (as_image(one, affine) for one in pair)
                 display = plotting.plot_stat_map(*images, **how, **STYLE)
+                ends = [-limit, 0, limit]  # ticks at the threshold would lie on one another
+                figure.axes[-1].set_yticks(ends, [f"{end:.2g}" for end in ends])
             else:
                 display = draw(volume, affine, **how)
             mark(display, f"{label}: {units.get(title, title)}")

@@ -7,23 +7,24 @@ from scipy import stats
 
 from dsnb import dataset
 from dsnb.anomaly.regions import repeatability
-from dsnb.config import Strata
+from dsnb.config import Study
 from dsnb.space import STAGES, covariates
 from dsnb.strata import crossval
+from dsnb.strata.discrimination import sets_of
 from dsnb.strata.people import People, known_truth, relative
 
 FEWEST = 10  # people who came twice
 DEALS = 3  # of the folds, where people are few
 
 
-def follow(root: Path, settings: Strata) -> tuple[dict, dict, dict]:
-    """Predict the stage as a number from latents, age, sex and volumes of people unseen in that.
+def follow(root: Path, study: Study) -> tuple[dict, dict, dict]:
+    """Predict the stage as a number from age, sex, volumes and a set of features beside them.
 
     First sessions teach; second ones are predicted by the fold that left their person out. The
     rank correlation with the phantom's true progress, agreement of the two sessions (ICC(2,1)), and
     the mean change beside the true one, with intervals by person; with reasons where there is none.
     """
-    people = People(root, ("DS",), (*dataset.OWN_PEOPLE, "repeat"))
+    settings, people = study.strata, People(root, ("DS",), (*dataset.OWN_PEOPLE, "repeat"))
     staged = np.flatnonzero(people.table["stage"].isin(STAGES))
     table = people.table.iloc[staged].reset_index(drop=True)
     first = table["kind"].isin(dataset.OWN_PEOPLE).to_numpy()
@@ -31,11 +32,12 @@ def follow(root: Path, settings: Strata) -> tuple[dict, dict, dict]:
     if len(np.unique(target[first])) < 2 or first.sum() < 5 * settings.outer_folds:
         return {}, {}, {"progress": f"{first.sum()} staged people with DS are too few or alike"}
     known = covariates(table), relative(people.volumes[staged])
-    truth, latents, rows = known_truth(root, table), people.latents.of(staged), []
-    for name, features in (
-        ("age, sex, volumes", crossval.Features(columns=known)),
-        ("age, sex, volumes, latents", latents.beside(*known)),
-    ):
+    truth, rows, word = known_truth(root, table), [], "age, sex, volumes"
+    asked = {word: crossval.Features(columns=known)}
+    for name, features in sets_of(people, study).items():
+        if name != "voxels":
+            asked[f"{word}, {name}"] = features.of(staged).beside(*known)
+    for name, features in asked.items():
         score = crossval.predict(table, target, settings, features, first, DEALS)[:, 0]
         true = None if truth is None else truth["progress"].to_numpy(float)
         rows.append({"features": name} | judge(table, first, score, true, settings))

@@ -174,7 +174,7 @@ def analyse(root: Path, study: Study) -> dict:
     headline, tables, reasons = {}, {}, {}
     parts = (
         first, cross_sites(people, settings), stage(people, sets, settings),
-        ask_others(people, sets, settings), follow(root, settings),
+        ask_others(people, sets, settings), follow(root, study),
         stratify(people, sets, severity, settings),
     )  # fmt: skip
     for part in parts:
