@@ -209,3 +209,34 @@ def test_a_viewer_loads_nothing_from_outside_and_holds_its_map():
         shown.append(figures.view_map(grey, values, GRID.affine, "Hedges' g").get_iframe())
     assert all("http" not in text and "<iframe" in text for text in shown)
     assert shown[0] != shown[1] and "Hedges" in shown[1]
+
+
+def test_a_grid_marks_what_was_found():
+    """Falls: page 04's grid: a square's colour and dot are those of its component and covariate."""
+    table = pd.DataFrame([
+        {"component": k, "covariate": name, "r": r, "found": r > 0.5}
+        for k, name, r in ((1, "age", 0.1), (2, "age", 0.9), (1, "white_matter", -0.4),
+                           (2, "white_matter", 0.2))
+    ])  # fmt: skip
+    axes = figures.plot_grid(table, "component", "covariate", "r", "found", "r").axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.1, 0.9], [-0.4, 0.2]])
+    assert axes.images[0].get_clim() == (-1, 1)
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 0]])
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["age", "white matter"]
+
+
+def test_series_stand_side_by_side_in_their_row():
+    """Falls: page 04's regions: each value and interval lies in the row of its region."""
+    table = pd.DataFrame([
+        {"region": region, "direction": name, "change": x, "change_low": x - 1,
+         "change_high": x + 1}
+        for name, values in (("observed", (1, 2)), ("moved", (3, 4)))
+        for region, x in zip(("frontal", "temporal"), values)
+    ])  # fmt: skip
+    axes = figures.plot_series(table, "change", "region", "direction", "change").axes[0]
+    shown = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(shown["moved"][:, 0], [3, 4])
+    np.testing.assert_allclose(np.round(shown["moved"][:, 1]), [0, 1])
+    assert (shown["observed"][:, 1] != shown["moved"][:, 1]).all()
+    ends = np.concatenate([bar.get_segments() for bar in axes.collections])
+    assert ends[..., 0].min() == 0 and ends[..., 0].max() == 5

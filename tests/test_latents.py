@@ -32,6 +32,26 @@ def test_every_volume_has_its_own_latents(root):
     assert (root / "latents/mean.npy").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("kind", [
+    {"latent": "eighth"}, {"latent": "pooled"}, {"latent": "flat"}, {"architecture": "monai"},
+    {"architecture": "morph"},
+])  # fmt: skip
+def test_every_architecture_and_grid_is_encoded(kind, tmp_path):
+    """Falls: `encode` of a latent other than the default's: shape, statistics and who was seen."""
+    made = tiny.make_root(tmp_path)
+    plan = replace(tiny.STUDY.vae.training, volumes=8, checkpoint_every=8, validate_every=8)
+    settings = replace(tiny.STUDY.vae, channels=8, widths=(8, 8, 8), training=plan, **kind)
+    study = replace(tiny.STUDY, vae=settings)
+    vae.train(made, study)
+    latents.encode(made, study)
+    table, mean, logvar, statistics = latents.load(made)
+    side = {"eighth": 2, "flat": 1}.get(kind.get("latent"), 4)
+    assert mean.shape == logvar.shape == (len(table), 8, side, side, side)
+    fit = mean[dataset.select(table, "euploid", "fit")]
+    np.testing.assert_allclose(statistics["mean"], fit.mean((0, 2, 3, 4)), rtol=1e-4, atol=1e-6)
+    assert set(table.loc[table["split"] == "fit", "seen_by"]) == {"vae"}
+
+
 def test_statistics_are_of_fit_people_only(root):
     """Claim: neither an unseen euploid nor a patient moves the scale of the latents."""
     table, mean, _, statistics = latents.load(root)

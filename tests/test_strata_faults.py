@@ -81,6 +81,21 @@ def test_g23_a_set_of_one_class_gives_sensitivity_and_no_auroc():
     assert sent["auc"] is None and "one group only" in sent["note"]
 
 
+def test_a_gaussian_kernel_sees_what_no_line_can():
+    """Falls: the kernel row: groups that differ by their distance from the middle alone."""
+    rng = np.random.default_rng(0)
+    target = np.arange(200) % 2
+    values = rng.standard_normal((200, 3)) * (1 + 3 * target[:, None])
+    table = make_people(200)[0]
+    auc = {}
+    products = values @ values.T
+    curved = discrimination.gaussian_kernel(products)
+    for name, kernel in (("line", products), ("kernel", curved)):
+        answer = crossval.predict(table, target, SETTINGS, Features(kernel))
+        auc[name] = crossval.auroc(target == 1, answer[:, 1])
+    assert auc["line"] < 0.65 and auc["kernel"] > 0.9
+
+
 @pytest.mark.parametrize("columns", [True, False])
 def test_s04_outline_is_asked_where_the_cohort_has_it(columns, tmp_path):
     """Falls: the published task, head size and outline in; and a cohort without them still runs."""

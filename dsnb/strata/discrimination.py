@@ -88,6 +88,12 @@ def sets_of(people: People, study: Study) -> dict[str, Features]:
     return found
 
 
+def gaussian_kernel(products: np.ndarray) -> np.ndarray:
+    """Return exp(-d^2 / median d^2), (N, N), of the distances d behind dot products (N, N)."""
+    squares = np.diag(products)[:, None] + np.diag(products) - 2 * products
+    return np.exp(-squares / np.median(squares[np.triu_indices(len(squares), 1)]))
+
+
 def head_outline(people: People) -> np.ndarray | None:
     """Return log length, width and height of the native head over the template's (N, 3), or None.
 
@@ -108,6 +114,7 @@ def discriminate(
     table, target, known = people.table, people.target, relative(people.volumes)
     sets = asked | {"estimated volumes": Features(columns=(known,))}
     sets |= {name: Features(columns=(extras,)) for name, extras in confounders(people).items()}
+    sets["latents, Gaussian kernel"] = Features(gaussian_kernel(people.latents.kernel))
     sets["latents and volumes"] = people.latents.beside(known)
     if "head size" in sets:
         size, shape = sets["head size"].columns, head_outline(people)
