@@ -35,7 +35,7 @@ def test_what_adds_to_known_columns_is_told_from_what_does_not():
     found = {row["features"]: row for row in rows}
     assert [*found] == [stages.KNOWN, f"{stages.KNOWN}, knows", f"{stages.KNOWN}, noise"]
     assert found[f"{stages.KNOWN}, knows"]["gain_low"] > 0.1
-    assert found[f"{stages.KNOWN}, noise"]["gain_low"] < 0.02
+    assert -0.1 < found[f"{stages.KNOWN}, noise"]["gain"] < 0.03  # beside what is known
     assert found[stages.KNOWN]["people"] == COUNT and "gain" not in found[stages.KNOWN]
 
 

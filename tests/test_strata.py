@@ -230,6 +230,27 @@ def test_progress_follows_the_truth_and_sessions_are_paired():
     assert "rank_correlation" not in unknown and "icc" not in unknown and unknown["twice"] == 5
 
 
+def test_later_sessions_do_not_teach_the_progress_score(monkeypatch):
+    """Falls: that a second session is only judged: here they would teach the opposite."""
+    people = make_question(120, 0.0, seed=1)
+    stages = np.random.default_rng(5).integers(0, 3, 120)
+    later = np.arange(120) >= 60
+    stages[later] = 2 - stages[:60]
+    people.table["stage"] = np.array(["asymptomatic", "prodromal", "dementia"])[stages]
+    people.table["kind"] = np.where(later, "repeat", "recorded")
+    values = make_people(120, seed=1)[2]
+    values[:, 0] += 3 * np.where(later, 2 - stages, stages)
+    truth = pd.DataFrame({"progress": stages.astype(float)})
+    monkeypatch.setattr(progress, "People", lambda root, groups, kind: people)
+    monkeypatch.setattr(progress, "known_truth", lambda root, table: truth)
+    sets = {"latents": Features(values @ values.T), "voxels": None}
+    monkeypatch.setattr(progress, "sets_of", lambda people, study: sets)
+    study = config.replace(config.load_study("smoke"), strata=SETTINGS)
+    plain, beside = progress.follow(None, study)[1]["progress"]
+    assert plain["features"] + ", latents" == beside["features"]
+    assert beside["rank_correlation"] > 0.8 > 0.3 > plain["rank_correlation"]
+
+
 def test_planted_difference_is_found_and_shuffled_labels_are_chance():
     """An AUROC would not mean separation, or would be above chance by construction (G18, S01)."""
     table, target, values = make_people(120, shift=2.0)
