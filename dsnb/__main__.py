@@ -19,6 +19,7 @@ from dsnb import (
     latents,
     pages,
     phantom,
+    privacy,
     readers,
     record,
     report,
@@ -47,7 +48,8 @@ class Command:
     # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
     # norms, severity, shift, power, planted, hard, latents, subtypes or stages.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
-    # agreement, and the sheets that readers have filled.
+    # agreement, and the sheets that readers have filled. `release`: the new folder for the
+    # synthetic cohort, which is written if the audit passed.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -112,9 +114,10 @@ def run(command: Command) -> int:
         return 0
     _, root, raw = pages.open_study(study.name, command.data_root, command.raw)
     if verb == "release":
-        verdict = record.read_results(root, "08_fidelity")["headline"]["release"]
-        print(f"release: {verdict}")
-        return 0 if verdict is True else RELEASE_REFUSED
+        (out,) = expect(command, "one new folder", 1)
+        reasons = privacy.release(root, study, Path(out).expanduser(), raw)
+        print("release: " + ("; ".join(reasons) if reasons else f"written to {out}"))
+        return RELEASE_REFUSED if reasons else 0
     if verb == "train":
         trained = {"vae": vae, "undo": anomaly.undo, "diffusion": diffusion}
         known = " or ".join(trained)

@@ -16,6 +16,7 @@ from dsnb import dataset, fidelity, record, vae
 from dsnb.config import Study
 from dsnb.fidelity.realism import fit_features
 from dsnb.privacy import attacks, copies
+from dsnb.privacy.gate import release
 from dsnb.space import GROUPS
 
 # The bars of a release; constants, since a bar that can be set is no bar.
