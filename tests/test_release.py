@@ -39,8 +39,10 @@ def make_root(folder, flagged=(), verdict=True, data="phantom"):
         volumes = pd.DataFrame(np.exp(rng.normal(3, 0.1, (len(ids), len(REGIONS)))),
                                columns=list(REGIONS))  # fmt: skip
         volumes.insert(0, "participant_id", list(ids))
-        (root / name).parent.mkdir(exist_ok=True)
-        bids.write_table(root / f"{name}.tsv", volumes)
+        folder, file = name.split("/")
+        product = record.begin(root, folder, "measure", {}, (), ("space",))
+        bids.write_table(product.folder / f"{file}.tsv", volumes.iloc[::-1])
+        product.finish()
     tables = {
         "audit_failed": [] if verdict is True else ["members can be told"],
         "audit_flagged": [{"participant_id": name, "score": -4.0} for name in flagged],
@@ -100,6 +102,14 @@ def test_an_audit_of_other_samples_counts_for_nothing(tmp_path):
     product.finish()
     (reason,) = gate.release(root, tiny.STUDY, out)
     assert "drawn again after the audit" in reason and not out.exists()
+
+
+def test_a_release_of_nothing_is_none(tmp_path):
+    """Falls: that an empty dataset is written where every sample was flagged."""
+    names = [f"sub-syn{i + 1:04d}" for i in range(PEOPLE)]
+    root, out = make_root(tmp_path / "root", flagged=names), tmp_path / "out"
+    (reason,) = gate.release(root, tiny.STUDY, out)
+    assert f"none of {PEOPLE} samples" in reason and not out.exists()
 
 
 def test_impossible_samples_stay(tmp_path):

@@ -41,7 +41,7 @@ def test_g18_a_planted_leak_is_found():
     """Falls: that a mark of the label in one voxel of a thousand would be seen by the control."""
     people = make_question(90, 0.0)
     values = np.random.default_rng(0).standard_normal((90, 1000))
-    values[:, 7] = 40 * people.target
+    values[:, 7] = 15 * people.target  # 5 % of the variance
     people.latents = Features(values @ values.T / 1000)
     assert balanced_accuracy(people, people.target)[0] > 0.9
 

@@ -99,13 +99,17 @@ def release(root: Path, study: Study, out: Path, raw: Path | None = None) -> lis
         load(root, "synthetic") for load in (dataset.load_table, dataset.load_volumes)
     )
     real = bids.typed(bids.read_table(root / "deformation" / "volumes.tsv"))
+    record.require(root, "morphology")
     made = bids.typed(bids.read_table(root / "morphology" / "synthetic.tsv"))
+    made = made.set_index("participant_id").loc[table["participant_id"]]
     near = {entry["participant_id"] for entry in results["tables"]["audit_flagged"]}
     left_out = {
         "near a training person": table["participant_id"].isin(near).to_numpy(),
         "implausible": implausible(volumes, made, real),
     }
     kept = np.flatnonzero(~np.any([*left_out.values()], axis=0))
+    if not len(kept):
+        return [f"none of {len(table)} samples is left: all are near copies or implausible"]
     try:
         for row in kept:
             person = table.iloc[row]

@@ -108,7 +108,8 @@ def read_hard(data: str) -> dict:
     """
     rows, about = read_rows(hard.LEDGER, hard.CODE, data)
     named = _unfold(rows, "features", use="part", severity="change")
-    table, names = pd.DataFrame(named), ("bacc_ds_hard", "bacc_ds_hard_volumes")
+    table = pd.DataFrame(named)
+    names = ("bacc_ds_hard", "bacc_ds_hard_volumes", "bacc_ds_hard_undone")
     tables = {"hard": named, "hard_ledger": about}
     if about["data"] != data or {*hard.SEEDS} - {*table.get("use", ())}:
         reason = f"the ledger has no faint disease of {data} yet"

@@ -21,8 +21,20 @@ from dsnb.strata.crossval import Features
 from dsnb.strata.people import dot_products, relative, standardise
 
 LEDGER = "06_stages"
-CODE = ("space", "rivals", "latents", "phantom", "anomaly/undo", "vae/networks", "vae/task",
-        "strata/crossval", "strata/people", "search/stages")  # fmt: skip
+CODE = (
+    "space",
+    "rivals",
+    "latents",
+    "phantom",
+    "cohort",
+    "volumes",
+    "anomaly/undo",
+    "vae/networks",
+    "vae/task",
+    "strata/crossval",
+    "strata/people",
+    "search/stages",
+)
 SEED = 7  # of the further people
 PEOPLE = 400  # with DS, of all stages
 COUNTS = (100, 200, 400)  # of them who are asked

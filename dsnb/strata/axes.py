@@ -196,9 +196,13 @@ def move_towards_ds(root: Path, study: Study) -> list[dict]:
     codes, settings = Codes.load(root), study.maps
     rows, people = codes.rows("euploid", "test"), People(root, GROUPS)
     tested = people.table["split"].isin(["test"]).to_numpy()
-    if min(len(rows), (tested & (people.target == 1)).sum()) < LEAST:
+    taught = learners(codes)
+    teach = (codes.table["group"].iloc[taught] == "DS").sum()  # planted twins may all be seen
+    sides = len(rows), (tested & (people.target == 1)).sum(), teach, len(taught) - teach
+    if min(sides) < LEAST:
         return []
-    observed = group_effect(relative(people.volumes[tested]), people.table[tested])
+    known, table = relative(people.volumes[tested]), people.table[tested]
+    observed = _observe(known, table, settings)  # (1 + draws, R), the first of everybody
     brain, template = load_template(study.grid).brain, rivals.load_template(root)
     decoded = codes.decode(codes.z[rows])
     some, found = slice(0, MOVED), []
@@ -208,7 +212,6 @@ def move_towards_ds(root: Path, study: Study) -> list[dict]:
         return relative(rivals.region_volumes(grown, study.grid))
 
     before, ways = measure(decoded[some]), directions(codes)
-    taught = learners(codes)
     scans = np.asarray(dataset.load_volumes(root)[taught], np.float32)
     scan_shift = group_effect(scans.reshape(len(scans), -1), codes.table.iloc[taught])
     weight = ways["discriminating"]
@@ -220,17 +223,42 @@ def move_towards_ds(root: Path, study: Study) -> list[dict]:
         change = measure(moved) - before
         kept = (codes.encode(moved) - codes.encode(decoded[some])) @ weight / (weight @ weight)
         same = identified(moved[:, brain], decoded[:, brain])
-        effect = change.mean(0)
-        about = {
-            "direction": name, "people": len(moved),
-            "correlation": float(np.corrcoef(effect, observed)[0, 1]),
-            "slope": float(observed @ effect / (observed @ observed)),
-            "recognised": float(same.mean()), "score_kept": float(kept.mean()),
-        }  # fmt: skip
+        about = {"direction": name, "people": len(moved), **_agree(change, observed, settings),
+                 "recognised": float(same.mean()), "score_kept": float(kept.mean())}  # fmt: skip
         for i, region in enumerate(REGIONS):
-            row = {"region": region, "observed": observed[i]}
+            row = {"region": region, **_with_interval("observed", observed[:, i])}
             found.append(about | row | mean("change", change[:, i], settings))
     return found
+
+
+def _with_interval(name: str, values: np.ndarray) -> dict:
+    """Return the first value and the 95 % interval of the others, as columns."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _observe(values: np.ndarray, table: pd.DataFrame, settings) -> np.ndarray:
+    """Return group effects (1 + draws, R): of everybody, and of people redrawn within groups."""
+    rng, group = np.random.default_rng(settings.seed), (table["group"] == "DS").to_numpy()
+    draws = [np.arange(len(table))]
+    for _ in range(settings.bootstraps):
+        draws.append(np.concatenate([rng.choice(np.flatnonzero(group == g), (group == g).sum())
+                                     for g in (False, True)]))  # fmt: skip
+    return np.stack([group_effect(values[rows], table.iloc[rows]) for rows in draws])
+
+
+def _agree(change: np.ndarray, observed: np.ndarray, settings) -> dict:
+    """Return correlation and slope over regions of the mean change (N, R) on what is observed.
+
+    Intervals redraw the moved people and those observed; the direction itself stays.
+    """
+    rng, pairs = np.random.default_rng(settings.seed), []
+    for draw, known in enumerate(observed):
+        rows = rng.integers(len(change), size=len(change)) if draw else slice(None)
+        effect = change[rows].mean(0)
+        pairs.append((np.corrcoef(effect, known)[0, 1], known @ effect / (known @ known)))
+    correlation, slope = np.array(pairs).T
+    return _with_interval("correlation", correlation) | _with_interval("slope", slope)
 
 
 def describe(root: Path, study: Study) -> tuple[dict, dict, dict]:
@@ -238,15 +266,16 @@ def describe(root: Path, study: Study) -> tuple[dict, dict, dict]:
     scores, known = covariate_table(root)
     towards, headline = pd.DataFrame(move_towards_ds(root, study)), {}
     for word in ("correlation", "slope"):
-        headline[f"ds_like_{word}"] = None
+        headline |= dict.fromkeys((f"ds_like_{word}", f"ds_like_{word}_ci"))
         if len(towards):
             own = towards[towards["direction"] == DIRECTIONS[0]]
             headline[f"ds_like_{word}"] = float(own[word].iloc[0])
+            headline[f"ds_like_{word}_ci"] = own[[f"{word}_low", f"{word}_high"]].iloc[0].tolist()
     tables = {
         "correlations": correlate(scores, known),
         "midpoints": midpoints(Codes.load(root), study.maps),
         "towards_ds": towards.to_dict("records"),
     }
-    reason = f"fewer than {LEAST} unseen test people in a group"
+    reason = f"fewer than {LEAST} unseen people in a group, to teach or to be judged"
     reasons = {name: reason for name, value in headline.items() if value is None}
     return headline, tables, reasons

@@ -17,9 +17,12 @@ from dsnb.strata.permutation import permutation_p, permute, site_is_group
 
 DISCRIMINATION = (
     "bacc_ds_with_size", "auc_ds", "auc_ds_volumes", "auc_ds_confounds", "auc_ds_oracle",
-    "auc_ds_gain", "auc_ds_gain_ci", "permutation_p",
+    "auc_ds_gain", "auc_ds_gain_ci", "auc_ds_undone", "auc_ds_undone_gain_ci", "permutation_p",
 )  # fmt: skip
+NO_UNDO = "people were too few for the network of page 05"
 ABSENT = {
+    "auc_ds_undone": NO_UNDO,
+    "auc_ds_undone_gain_ci": NO_UNDO,
     "bacc_ds_with_size": "no head size in participants.tsv",
     "auc_ds_oracle": "not everybody's true volumes are known: real scans, or no truth for euploids",
 }
@@ -97,7 +100,7 @@ def gaussian_kernel(products: np.ndarray) -> np.ndarray:
 def head_outline(people: People) -> np.ndarray | None:
     """Return log length, width and height of the native head over the template's (N, 3), or None.
 
-    `prepare` takes them away with the affine, so they come from the cohort's own table.
+    `prepare` takes them away with the affine; the phantom's table alone tells them.
     """
     path = people.root / "raw" / "participants.tsv"
     table = bids.typed(bids.read_table(path)) if path.is_file() else pd.DataFrame()
@@ -141,11 +144,10 @@ def discriminate(
         "auc_ds_gain_ci": [rows["latents"]["gain_low"], rows["latents"]["gain_high"]],
         "permutation_p": permutation_p(table, target, people.latents.kernel, settings),
     }
+    row = rows.get("undone")
+    headline["auc_ds_undone"] = row and row["auc"]
+    headline["auc_ds_undone_gain_ci"] = row and [row["gain_low"], row["gain_high"]]
     reasons = {name: ABSENT[name] for name, value in headline.items() if value is None}
-    if "undone" in rows:  # not where people were too few for that network
-        row = rows["undone"]
-        headline["auc_ds_undone"] = row["auc"]
-        headline["auc_ds_undone_gain_ci"] = [row["gain_low"], row["gain_high"]]
     if site_is_group(table["site"], target):
         reasons["site"] = "not separable: every site holds one group only"
     tables = {"discrimination": [*rows.values(), *_controls(people, settings)]}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dsnb import dataset
+from dsnb import dataset, latents
 from dsnb.anomaly.regions import repeatability
 from dsnb.config import Study
 from dsnb.space import STAGES, covariates
@@ -24,7 +24,10 @@ def follow(root: Path, study: Study) -> tuple[dict, dict, dict]:
     rank correlation with the phantom's true progress, agreement of the two sessions (ICC(2,1)), and
     the mean change beside the true one, with intervals by person; with reasons where there is none.
     """
-    settings, people = study.strata, People(root, ("DS",), (*dataset.OWN_PEOPLE, "repeat"))
+    settings, table = study.strata, latents.load(root)[0]
+    if (table.iloc[dataset.select(table, "DS")]["seen_by"] != "n/a").all():
+        return {}, {}, {"progress": "nobody with DS whom the VAE never saw"}
+    people = People(root, ("DS",), (*dataset.OWN_PEOPLE, "repeat"))
     staged = np.flatnonzero(people.table["stage"].isin(STAGES))
     table = people.table.iloc[staged].reset_index(drop=True)
     first = table["kind"].isin(dataset.OWN_PEOPLE).to_numpy()

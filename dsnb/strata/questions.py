@@ -13,10 +13,19 @@ from dsnb.space import GROUPS, STAGES, covariates
 from dsnb.strata import crossval, structure
 from dsnb.strata.axes import correlate
 from dsnb.strata.crossval import Features, too_few
-from dsnb.strata.discrimination import DISCRIMINATION, Part, ask, cross_sites, discriminate, sets_of
+from dsnb.strata.discrimination import (
+    DISCRIMINATION,
+    NO_UNDO,
+    Part,
+    ask,
+    cross_sites,
+    discriminate,
+    sets_of,
+)
 from dsnb.strata.people import People, known_truth, relative, true_volumes
 from dsnb.strata.progress import DEALS, follow
 
+STAGING = ("stage_gain", "stage_gain_ci", "stage_gain_undone", "stage_gain_undone_ci")
 DISABILITY = ("mild", "moderate", "severe")
 
 
@@ -30,17 +39,17 @@ def stage(people: People, sets: dict[str, Features], settings: Strata) -> Part:
     target = table["stage"].map(list(STAGES).index).to_numpy(int)
     reason = too_few(target, people.families[staged], len(STAGES), settings)
     if reason:
-        return _unanswered(("stage_gain", "stage_gain_ci"), f"stages: {reason}")
+        return _unanswered(STAGING, f"stages: {reason}")
     known = covariates(table), relative(people.volumes[staged])
     base = {"age and sex": known[:1], "age, sex, volumes": known}
     asked = {name: features.of(staged) for name, features in sets.items()}
     rows = _beyond("staging", asked, base, table, target, settings, STAGES)
-    headline = {"stage_gain": rows[-1]["gain"],
-                "stage_gain_ci": [rows[-1]["gain_low"], rows[-1]["gain_high"]]}  # fmt: skip
-    for row in rows:
-        if row["features"].endswith("volumes, undone"):
-            headline["stage_gain_undone"] = row["gain"]
-            headline["stage_gain_undone_ci"] = [row["gain_low"], row["gain_high"]]
+    headline, found = dict.fromkeys(STAGING), {row["features"]: row for row in rows}
+    for word, name in (("stage_gain", "latents"), ("stage_gain_undone", "undone")):
+        row = found.get(f"age, sex, volumes, {name}")
+        if row:
+            headline |= {word: row["gain"], f"{word}_ci": [row["gain_low"], row["gain_high"]]}
+    reasons = {name: NO_UNDO for name, value in headline.items() if value is None}
     pairs = []
     for pair in combinations(range(len(STAGES)), 2):
         some, names = np.flatnonzero(np.isin(target, pair)), tuple(STAGES[i] for i in pair)
@@ -50,7 +59,7 @@ def stage(people: People, sets: dict[str, Features], settings: Strata) -> Part:
         asked = {name: features.of(staged[some]) for name, features in sets.items()}
         words = " against ".join(names), asked, base, part, later, settings, ("first", "second")
         pairs += [{"pair": " / ".join(names)} | row for row in _beyond(*words)]
-    return headline, {"staging": rows, "stage_pairs": pairs}, {}
+    return headline, {"staging": rows, "stage_pairs": pairs}, reasons
 
 
 def _beyond(
