@@ -248,8 +248,8 @@ def test_later_sessions_do_not_teach_the_progress_score(monkeypatch):
     monkeypatch.setattr(progress.latents, "load", lambda root: (people.table,))
     monkeypatch.setattr(progress, "People", lambda root, groups, kind: people)
     monkeypatch.setattr(progress, "known_truth", lambda root, table: truth)
-    sets = {"latents": Features(values @ values.T), "voxels": None}
-    monkeypatch.setattr(progress, "sets_of", lambda people, study: sets)
+    sets = {"latents": Features(values @ values.T)}
+    monkeypatch.setattr(progress, "sets_of", lambda people, study, voxels: sets)
     study = config.replace(config.load_study("smoke"), strata=SETTINGS)
     plain, beside = progress.follow(None, study)[1]["progress"]
     assert plain["features"] + ", latents" == beside["features"]
@@ -352,7 +352,7 @@ def test_s03_every_cohort_gives_numbers_or_reasons(patients, monkeypatch, tmp_pa
     for name in ("true_volumes", "known_truth"):
         monkeypatch.setattr(questions, name, lambda root, table: None)
     monkeypatch.setattr(questions, "follow", lambda root, study: ({}, {}, {}))
-    monkeypatch.setattr(People, "others", lambda self, study: {})
+    monkeypatch.setattr(questions, "sets_of", lambda people, study: {"latents": people.latents})
     study = config.replace(config.load_study("smoke"), strata=SETTINGS)
     found = questions.analyse(None, study)
     json.dumps(found, allow_nan=False, default=lambda value: value.item())

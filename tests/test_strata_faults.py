@@ -119,12 +119,11 @@ def test_s04_outline_is_asked_where_the_cohort_has_it(columns, tmp_path):
     assert {f"sensitivity_{group}" for group in GROUPS} <= {*rows["latents"]}
 
 
-def test_age_and_sex_are_not_written_into_what_undo_sees(monkeypatch):
+def test_age_and_sex_are_not_written_into_what_undo_sees(monkeypatch, tmp_path):
     """Falls: that `undone` tells groups by anatomy: taking covariates off would tell the age."""
     people = make_question(40, 0.0)
-    people.root = None
-    told = []
-    monkeypatch.setattr(people.__class__, "others", lambda self, study: {"undone": None})
+    people.root, told = tmp_path, []
+    (tmp_path / discrimination.undo.RUN).mkdir(parents=True)
     names = people.table["participant_id"]
     monkeypatch.setattr(
         discrimination.dataset, "load_table", lambda root: pd.DataFrame({"participant_id": names})
@@ -140,7 +139,8 @@ def test_age_and_sex_are_not_written_into_what_undo_sees(monkeypatch):
         return values
 
     monkeypatch.setattr(discrimination.undo, "find", find)
-    sets = discrimination.sets_of(people, config.load_study("smoke"))
-    assert [*sets] == ["latents", "undone"] and np.ptp(told[0], axis=0).max() == 0
+    sets = discrimination.sets_of(people, config.load_study("smoke"), voxels=False)
+    assert [*sets] == ["latents", "deformation", "undone"]
+    assert np.ptp(told[0], axis=0).max() == 0
     flat = grown.reshape(40, -1) - grown.reshape(40, -1).mean(0)
     np.testing.assert_allclose(sets["undone"].kernel, flat @ flat.T / 8, atol=1e-5)

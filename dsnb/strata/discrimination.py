@@ -73,20 +73,26 @@ def _controls(people: People, settings: Strata) -> list[dict]:
     return rows
 
 
-def sets_of(people: People, study: Study) -> dict[str, Features]:
-    """Return latents, and the voxels, deformation and `undone` of the same people.
+def sets_of(people: People, study: Study, voxels: bool = True) -> dict[str, Features]:
+    """Return latents, `voxels` if asked, deformation and `undone` of the same people.
 
     `undo` takes off what a person's age and sex predict, which would write both into its answer:
     here everybody is told as of one age and sex.
     """
-    found = {"latents": people.latents} | people.others(study)
-    if "undone" in found:
-        place = pd.Index(dataset.load_table(people.root)["participant_id"])
-        rows = place.get_indexer(people.table["participant_id"])
-        grown, brain = rivals.load_deformation(people.root)[1], load_template(study.grid).brain
-        values = np.stack([np.asarray(grown[row], np.float32)[brain] for row in rows])
+    root, brain = people.root, load_template(study.grid).brain
+    place = pd.Index(dataset.load_table(root)["participant_id"])
+    rows = place.get_indexer(people.table["participant_id"])
+
+    def inside(volumes: np.ndarray) -> np.ndarray:
+        return np.stack([np.asarray(volumes[row], np.float32)[brain] for row in rows])
+
+    grown, found = inside(rivals.load_deformation(root)[1]), {"latents": people.latents}
+    if voxels:
+        found["voxels"] = Features(dot_products(inside(dataset.load_volumes(root))))
+    found["deformation"] = Features(dot_products(grown))
+    if (root / undo.RUN).is_dir():  # not where people were too few for a norm
         alike = np.tile(covariates(people.table).mean(0), (len(rows), 1))
-        seen = undo.find(undo.load(people.root, study), values, alike)
+        seen = undo.find(undo.load(root, study), grown, alike)
         found["undone"] = Features(dot_products(seen))
     return found
 

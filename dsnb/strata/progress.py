@@ -37,9 +37,8 @@ def follow(root: Path, study: Study) -> tuple[dict, dict, dict]:
     known = covariates(table), relative(people.volumes[staged])
     truth, rows, word = known_truth(root, table), [], "age, sex, volumes"
     asked = {word: crossval.Features(columns=known)}
-    for name, features in sets_of(people, study).items():
-        if name != "voxels":
-            asked[f"{word}, {name}"] = features.of(staged).beside(*known)
+    for name, features in sets_of(people, study, voxels=False).items():
+        asked[f"{word}, {name}"] = features.of(staged).beside(*known)
     for name, features in asked.items():
         score = crossval.predict(table, target, settings, features, first, DEALS)[:, 0]
         true = None if truth is None else truth["progress"].to_numpy(float)
