@@ -100,10 +100,6 @@ def ask_others(people: People, sets: dict[str, Features], settings: Strata) -> P
         ),
     }  # fmt: skip
     classes = {"disability": DISABILITY, "sex": ("F", "M")}
-    for name in map(str, table.loc[~ds, "site"].unique()):
-        here = (table["site"] == name).to_numpy(int)
-        asked[f"site {name}"] = ~ds, here, {"volumes": (volumes,)}
-        classes[f"site {name}"] = "others", name
     for name, (who, target, known) in asked.items():
         some = np.flatnonzero(who)
         target = target[some].astype(int if name in classes else float)
@@ -120,7 +116,16 @@ def ask_others(people: People, sets: dict[str, Features], settings: Strata) -> P
         told = {word: features.of(some) for word, features in sets.items()}
         found = _beyond(name, told, known, part, target, settings, classes.get(name, ()))
         rows += [{"task": name} | row for row in found]
-    return {}, {"tasks": rows}, reasons
+    sets = sets | {"volumes": Features(columns=(volumes,))}
+    euploid, sites = np.flatnonzero(~ds), []
+    part = table.iloc[euploid].reset_index(drop=True)
+    told = {word: features.of(euploid) for word, features in sets.items()}
+    for name in map(str, part["site"].unique()):
+        here = (part["site"] == name).to_numpy(int)
+        if too_few(here, people.families[euploid], 2, settings) is None:
+            found = ask(f"site {name}", told, part, here, settings)[1]
+            sites += [{"site": name} | row for row in found.values()]
+    return {}, {"tasks": rows, "site_told": sites}, reasons
 
 
 def _unanswered(names: tuple[str, ...], reason: str) -> Part:
