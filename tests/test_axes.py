@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from dsnb import dataset, latents, vae
-from dsnb.config import Maps, replace
+from dsnb.config import Maps
 from dsnb.space import REGIONS
 from dsnb.strata import axes
 
@@ -133,12 +133,7 @@ def test_without_unseen_learners_there_is_a_reason(monkeypatch):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    made = tiny.make_root(tmp_path_factory.mktemp("axes"))
-    short = replace(tiny.STUDY.vae.training, volumes=240, checkpoint_every=240, validate_every=240)
-    study = replace(tiny.STUDY, vae=replace(tiny.STUDY.vae, training=short))
-    vae.train(made, study)
-    latents.encode(made, study)
-    return made
+    return tiny.make_latents(tmp_path_factory.mktemp("axes"))
 
 
 def test_codes_lead_to_volumes_and_back(root):

@@ -11,12 +11,7 @@ from dsnb.config import replace
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    made = tiny.make_root(tmp_path_factory.mktemp("latents"))
-    short = replace(tiny.STUDY.vae.training, volumes=240, checkpoint_every=240, validate_every=240)
-    study = replace(tiny.STUDY, vae=replace(tiny.STUDY.vae, training=short))
-    vae.train(made, study)
-    latents.encode(made, study)
-    return made
+    return tiny.make_latents(tmp_path_factory.mktemp("latents"))
 
 
 def test_every_volume_has_its_own_latents(root):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dsnb import bids, record
+from dsnb import bids, latents, record, vae
 from dsnb.config import SMOKE, Scaling, Search, Study, Training, Vae, replace
 from dsnb.space import Grid
 
@@ -68,3 +68,13 @@ def make_root(root: Path) -> Path:
     bids.write_table(product.folder / "participants.tsv", table)
     product.finish()
     return root
+
+
+def make_latents(root: Path) -> Path:
+    """Write `prepared`, a VAE of a short training and everybody's latents under a root."""
+    made, plan = make_root(root), replace(STUDY.vae.training, volumes=240, checkpoint_every=240,
+                                          validate_every=240)  # fmt: skip
+    study = replace(STUDY, vae=replace(STUDY.vae, training=plan))
+    vae.train(made, study)
+    latents.encode(made, study)
+    return made
