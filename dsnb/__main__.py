@@ -49,7 +49,8 @@ class Command:
     # norms, severity, shift, power, planted, hard, latents, subtypes or stages.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
-    # synthetic cohort, which is written if the audit passed.
+    # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
+    # cohort; or a folder for further people, who are not audited.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -57,8 +58,15 @@ class Command:
     check: bool = False
     # For `prepare --check`: read scans again that were checked and have not changed.
     full: bool = False
-    # For `prepare` and `map`: this share of the scans, k/n; a run without it collects them all.
+    # For `prepare`, `map` and `sample`: this share of the scans, k/n; for the first two, a run
+    # without it collects them all.
     shard: str = "1/1"
+    # For `sample FOLDER`: how many people a group; of one group, or of both where empty; their
+    # ages, as 40:60; and the seed.
+    n: int = 100
+    group: Literal["", "euploid", "ds"] = ""
+    age: str = ""
+    seed: int = 1
     # For `map sub-ID`: z and q at the voxels of the raw T1w, too.
     own_space: bool = False
     # For `train`: go on; or keep the old run aside and start from its weights, or from nothing.
@@ -136,7 +144,7 @@ def run(command: Command) -> int:
         "prepare": lambda: prepare(root, study, raw, command.shard),
         "encode": lambda: latents.encode(root, study),
         "map": lambda: anomaly.map_departures(root, study, command.shard),
-        "sample": lambda: diffusion.sample(root, study),
+        "sample": lambda: sample(command, root),
         "search": lambda: search.search(root, study),
         "bench": lambda: scaling.bench(root, study),
         # The ledger's: hours, and resumable.
@@ -153,7 +161,7 @@ def run(command: Command) -> int:
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
     }
-    words = " ".join((verb, *command.words))
+    words = verb if verb == "sample" else " ".join((verb, *command.words))
     if words not in walk:
         expect(command, "no further word", 0)
     walk[words]()
@@ -170,6 +178,17 @@ def map_people(command: Command, root: Path, raw: Path | None) -> None:
         print("\n".join(readers.agree(sheets, root / "readers" / "key" / readers.KEY)))
     else:
         report.report(root, command.study, names, raw, command.own_space)
+
+
+def sample(command: Command, root: Path) -> None:
+    """Draw the study's synthetic cohort, or the people asked for into a folder."""
+    if not command.words:
+        diffusion.sample(root, command.study)
+        return
+    (out,) = expect(command, "at most one folder", 1)
+    ages, group = diffusion.parse_ages(command.age), command.group.replace("ds", "DS")
+    asked = diffusion.Asked(command.n, group, ages, command.seed)
+    diffusion.sample_more(root, command.study, Path(out).expanduser(), asked, command.shard)
 
 
 def expect(command: Command, what: str, count: int) -> tuple[str, ...]:

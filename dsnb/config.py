@@ -135,20 +135,34 @@ class Strata:
 
 
 @dataclass(frozen=True)
-class Diffusion:
-    """Rectified flow on principal components of the latents (Liu et al., arXiv 2209.03003)."""
+class Further:
+    """Phantom people beside the study's, whom none of its models learns by heart."""
 
-    components: int = 160  # at most people - 1
-    width: int = 256
+    public: int = 400  # euploids: an open cohort that anybody may learn from
+    reference: int = 90  # people with DS whom an attacker has besides
+    euploid: int = 130  # of nobody's models: they judge
+    ds: int = 60  # likewise
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The generator on the latents: what it draws, how it learns and how it is sampled."""
+
+    basis: Literal["public", "members", "grid"] = "public"  # components, or every latent position
+    components: int = 100  # beside the directions of regions; at most people - 1
+    denoiser: Literal["mlp", "unet"] = "mlp"  # `unet` (MONAI's) needs basis `grid`
+    width: int = 256  # of the MLP; a quarter of it are the channels of the U-Net
     blocks: int = 2
+    prediction: Literal["velocity", "epsilon", "sample"] = "velocity"
     drop_condition: float = 0.1  # share of rows trained without condition, for guidance
-    steps: int = 20  # Euler steps of the sampler
+    sampler: Literal["euler", "ddim", "ddpm"] = "euler"
+    steps: int = 20  # of the sampler
     guidance: float = 1.0  # 2 exaggerated the disease in our trials
     synthetic: int = 100  # volumes a group
     training: Training = field(
         default_factory=lambda: Training(
-            volumes=40_000, batch=128, lr=1e-4, ema=0.999, checkpoint_every=20_000,
-            validate_every=5_000,  # 1e-3 and longer learnt training people by heart
+            volumes=6_000, batch=128, lr=1e-4, ema=0.95, checkpoint_every=3_000,
+            validate_every=1_000,  # 40,000 learnt training people by heart (AUC 0.75)
         )
     )  # fmt: skip
 
@@ -158,6 +172,7 @@ class Release:
     """Real against synthetic people, and the audit before a synthetic cohort goes out."""
 
     components: int = 32  # principal components of the feature space
+    attack_components: int = 300  # of the space in which means are compared
     neighbours: int = 5  # k of density and coverage (Naeem et al., arXiv 2002.09797)
     pairs: int = 12  # volumes compared by MS-SSIM, a group and side
     margin_d: float = 0.2  # equivalence margin of a region effect, within-group SDs
@@ -206,6 +221,7 @@ class Study:
     undo: Undo = field(default_factory=Undo)
     sites: Sites = field(default_factory=Sites)
     strata: Strata = field(default_factory=Strata)
+    further: Further = field(default_factory=Further)
     diffusion: Diffusion = field(default_factory=Diffusion)
     release: Release = field(default_factory=Release)
     search: Search = field(default_factory=Search)

@@ -8,33 +8,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
 from dsnb import bids, config, dataset, diffusion, latents, record, training, vae
 from dsnb.checks import BadInput
 from dsnb.config import Diffusion, Training
-from dsnb.diffusion import flow, synthesis
+from dsnb.diffusion import flow, samplers, synthesis, task
 from dsnb.distributed import Noise
 
 CPU = torch.device("cpu")
 SHAPE = (2, 4, 4, 4)
 SETTINGS = Diffusion(
-    components=6, width=64, blocks=1, steps=10,
+    basis="members", components=6, width=64, blocks=1, steps=10,
     training=Training(volumes=38_400, batch=64, lr=3e-3, ema=0.99, checkpoint_every=38_400,
                       validate_every=9_600),
 )  # fmt: skip
 EFFECT = 1.5  # planted shift of DS along one latent pattern, in its SD
+PATTERNS = np.linalg.qr(np.random.default_rng(9).standard_normal((128, 6)))[0].T
 
 
 def make_latents(count: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, dict]:
     """Draw people and rank-6 Gaussian latents; pattern 0 carries DS, pattern 1 age."""
     rng = np.random.default_rng(seed)
-    patterns = np.linalg.qr(np.random.default_rng(9).standard_normal((128, 6)))[0].T
     ds = np.arange(count) % 3 == 0
     age = rng.uniform(30, 60, count)
     codes = rng.standard_normal((count, 6))
     codes[:, 0] += EFFECT * ds
     codes[:, 1] += (age - 45) / 10
-    z = (3 + (codes * [4, 3, 2, 2, 1, 1]) @ patterns).reshape(count, *SHAPE).astype(np.float32)
+    z = (3 + (codes * [4, 3, 2, 2, 1, 1]) @ PATTERNS).reshape(count, *SHAPE).astype(np.float32)
     held = rng.random(count) < 0.2
     table = pd.DataFrame(
         {
@@ -50,22 +51,24 @@ def make_latents(count: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndar
     return table, z, {"mean": np.full(2, 3.0), "std": np.full(2, 0.5)}
 
 
-def make_task() -> flow.FlowTask:
+def make_task(settings: Diffusion = SETTINGS, others=None) -> task.FlowTask:
     """Return the task of the planted latents, without any product on disk."""
     table, z, statistics = make_latents()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "load", lambda root: (table, z, None, statistics))
-        return flow.FlowTask(Path(), replace(config.SMOKE, diffusion=SETTINGS), CPU)
+    regions = np.random.default_rng(1).normal(size=(len(table), 3))
+    regions[:, 0] += (z.reshape(len(z), -1) @ PATTERNS[0]) / 4
+    sides = [flow.Teachers(z[rows], table.iloc[rows], regions[rows])
+             for rows in task.generator_rows(table)]  # fmt: skip
+    return task.FlowTask(settings, CPU, *sides, statistics, np.eye(4), others)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[flow.FlowTask, flow.Flow]:
+def trained(tmp_path_factory) -> tuple[task.FlowTask, flow.Flow]:
     """Train once on the planted Gaussian; return the task and the averaged flow."""
     run = tmp_path_factory.mktemp("run")
-    task = make_task()
-    training.train(run, task, SETTINGS.training, {"made": "by a test"})
-    task.model.load_state_dict(training.load_weights(run))
-    return task, task.model.eval().requires_grad_(False)
+    made = make_task()
+    training.train(run, made, SETTINGS.training, {"made": "by a test"})
+    made.model.load_state_dict(training.load_weights(run))
+    return made, made.model.eval().requires_grad_(False)
 
 
 def ask(count: int, group: str, age: float = 45.0) -> torch.Tensor:
@@ -80,7 +83,7 @@ def test_components_and_latents_invert_each_other():
     model = make_task().model
     components = model.project(torch.from_numpy(z))
     np.testing.assert_allclose(model.expand(components).numpy(), z, atol=1e-3)
-    fit = flow.generator_rows(table)[0]
+    fit = task.generator_rows(table)[0]
     np.testing.assert_allclose(components[fit].std(0).numpy(), 1, atol=1e-4)
 
 
@@ -96,8 +99,8 @@ def test_untrained_flow_draws_the_conditional_gaussian_exactly():
 
 def test_gaussian_part_is_the_regression_on_conditions():
     """The effect of DS would be shrunk or shared with age before anything is learnt."""
-    task = make_task()
-    model, (data, conditions) = task.model, task.data
+    made = make_task()
+    model, (data, conditions) = made.model, made.data
     standard = (conditions - model.condition_mean) / model.condition_sd
     rest = data - standard @ model.effects
     np.testing.assert_allclose((standard.T @ rest).numpy() / len(rest), 0, atol=1e-4)
@@ -167,15 +170,15 @@ def test_network_learns_what_no_gaussian_has():
 
 def test_conditions_are_dropped_at_the_rate_asked_for():
     """Guidance would start from a model that never learnt to do without conditions."""
-    task, seen = make_task(), []
+    made, seen = make_task(), []
 
     def model(y, angle, conditions, kept):
         seen.append(kept)
         return y
 
-    rows = np.arange(task.rows)
+    rows = np.arange(made.rows)
     for step in range(10):
-        task.loss(model, task.load(rows), Noise(1, rows, step, CPU))
+        made.loss(model, made.load(rows), Noise(1, rows, step, CPU))
     share = 1 - torch.cat(seen).mean().item()
     assert share == pytest.approx(SETTINGS.drop_condition, abs=0.02)
 
@@ -194,6 +197,116 @@ def test_guidance_exaggerates_the_condition(trained):
     assert distance(0.0) < 0.05 * distance(1.0)
 
 
+@pytest.mark.parametrize("name", ["euler", "ddim", "ddpm"])
+def test_every_sampler_draws_the_gaussian(name):
+    """Samplers would be compared although one of them is wrong."""
+    model = make_task().model
+    drawn = model.project(diffusion.draw(model, ask(3000, "DS"), 0, 40, sampler=name))
+    standard = (ask(1, "DS") - model.condition_mean) / model.condition_sd
+    np.testing.assert_allclose(drawn.mean(0), (standard @ model.effects)[0], atol=0.08)
+    np.testing.assert_allclose(drawn.std(0), model.rest.sqrt(), rtol=0.06)
+
+
+def test_ddim_and_ddpm_are_those_of_monai():
+    """The comparators would be of our own making: each step is that of MONAI's scheduler."""
+    generator = torch.Generator().manual_seed(3)
+    y, velocity = (torch.randn(5, 1, 4, 4, generator=generator) for _ in range(2))
+    how = {"schedule": "cosine", "prediction_type": "v_prediction", "clip_sample": False}
+    for kind, ours, count in ((DDIMScheduler, samplers.ddim, 20), (DDPMScheduler, samplers.ddpm,
+                                                                   1000)):  # fmt: skip
+        theirs = kind(1000, **how)
+        theirs.set_timesteps(count)
+        when = 500
+        bars = theirs.alphas_cumprod[[when, when - 1000 // count]]
+        angle, then = (float(torch.asin(torch.sqrt(bar))) for bar in bars)
+        wanted = theirs.step(-velocity, when, y, generator=torch.Generator().manual_seed(1))[0]
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        made = ours(y, lambda *_: velocity, angle, then - angle, lambda: noise)  # noqa: B023
+        np.testing.assert_allclose(made, wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon", "sample"])
+def test_each_prediction_trains_and_draws_the_planted_effect(prediction, tmp_path):
+    """A prediction type would be a name only, or be read as another one's in sampling."""
+    settings = replace(SETTINGS, prediction=prediction)
+    made = make_task(settings)
+    training.train(tmp_path, made, replace(settings.training, volumes=12_800), {})
+    made.model.load_state_dict(training.load_weights(tmp_path))
+    made.model.eval().requires_grad_(False)
+    drawn = [made.model.project(diffusion.draw(made.model, ask(600, group), 1, 20))
+             for group in ("DS", "euploid")]  # fmt: skip
+    plain = make_task(settings).model
+    gap, wanted = drawn[0].mean(0) - drawn[1].mean(0), plain.effects[0] / plain.condition_sd[0]
+    assert 0.8 < gap @ wanted / (wanted @ wanted) < 1.2
+    assert 0.85 < drawn[1].std(0).mean() / plain.rest.sqrt().mean() < 1.15
+
+
+def test_predictions_differ_by_their_weight_alone():
+    """The loss would not be that of the noise or of the data that the network is to predict."""
+    batch, share = (torch.randn(64, 6), ask(64, "DS")), torch.linspace(0.1, 0.9, 64)
+    start, angle = torch.randn(64, 6), torch.linspace(0.1, 0.9, 64) * torch.pi / 2
+    for prediction in ("epsilon", "sample"):
+        model = make_task(replace(SETTINGS, prediction=prediction)).model
+        sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
+        y = sine * batch[0] + cosine * start
+        found = model(y, angle, batch[1], torch.ones(64))
+        told = {"epsilon": (cosine * y - sine * found, start),
+                "sample": (sine * y + cosine * found, batch[0])}[prediction]  # fmt: skip
+        wanted = (told[0] - told[1]).square().mean(1)
+        error = flow.velocity_error(model, batch, start, share, torch.ones(64))
+        np.testing.assert_allclose((model.weight(angle) * error).detach(), wanted.detach(),
+                                   rtol=1e-3)  # fmt: skip
+
+
+def test_a_unet_learns_on_the_whole_latent_grid(tmp_path):
+    """MONAI's network would be in the table without having learnt: it must beat the Gaussian."""
+    settings = replace(SETTINGS, basis="grid", denoiser="unet", width=32, blocks=1)
+    made, everyone = make_task(settings), np.arange(40)
+    before = made.assess(made.model, everyone)["error"].mean()
+    plan = replace(settings.training, volumes=2_560, batch=16, lr=2e-3, checkpoint_every=2_560,
+                   validate_every=1_280)  # fmt: skip
+    training.train(tmp_path, made, plan, {})
+    made.model.load_state_dict(training.load_weights(tmp_path))
+    assert made.assess(made.model, everyone)["error"].mean() < 0.9 * before
+    drawn = diffusion.draw(made.model.eval(), ask(4, "DS"), 0, 5)
+    assert drawn.shape == (4, *SHAPE) and torch.isfinite(drawn).all()
+
+
+def public_people(count: int = 400) -> np.ndarray:
+    """Draw latents of others: the same patterns, and noise in all places."""
+    rng = np.random.default_rng(5)
+    codes = rng.standard_normal((count, 6)) * [4, 3, 2, 2, 1, 1]
+    noise = 0.5 * rng.standard_normal((count, 128))
+    return (3 + codes @ PATTERNS + noise).reshape(count, *SHAPE).astype(np.float32)
+
+
+def test_a_public_basis_keeps_the_effect_and_no_person():
+    """Members could be told by the components (AUC 1), or DS would be lost with them."""
+    settings = replace(SETTINGS, basis="public", components=5)
+    made, (table, z, _) = make_task(settings, public_people()), make_latents()
+    model = made.model
+    back = model.project(model.expand(made.data[0]))
+    np.testing.assert_allclose(back, made.data[0], atol=1e-3)
+    drawn = [diffusion.draw(model, ask(2000, group), 1, 10) for group in ("DS", "euploid")]
+    gap = (drawn[0].mean(0) - drawn[1].mean(0)).numpy().ravel() @ PATTERNS[0]
+    assert 0.75 < gap / (4 * EFFECT) < 1.25
+    fit, held = task.generator_rows(table)
+    outside = [(torch.from_numpy(z[rows]) - model.expand(model.project(torch.from_numpy(z[rows]))))
+               .square().mean((1, 2, 3, 4)).numpy() for rows in (fit, held)]  # fmt: skip
+    assert abs(np.mean(outside[0][:, None] < outside[1]) - 0.5) < 0.12
+
+
+def test_what_components_leave_out_is_drawn_again():
+    """Synthetic people would lack all that a few components do not hold, and look alike."""
+    settings = replace(SETTINGS, basis="public", components=5)
+    model = make_task(settings, public_people()).model
+    full, plain = (diffusion.draw(model, ask(800, "euploid"), 1, 10, remainder=some)
+                   for some in (True, False))  # fmt: skip
+    np.testing.assert_allclose(model.project(full), model.project(plain), atol=1e-2)
+    left = (full - plain).flatten(1).std(0).mean().item()
+    assert left == pytest.approx(0.5, rel=0.1)  # the noise of public people
+
+
 def test_sample_is_the_same_in_any_batch(trained):
     """A synthetic person would change with the batch size (and with the number of ranks)."""
     _, model = trained
@@ -207,17 +320,17 @@ def test_sample_is_the_same_in_any_batch(trained):
 
 def test_condition_dropout_and_validation_are_keyed(trained):
     """Early choice would depend on luck or on the ranks: a person's error is its own."""
-    task, model = trained
-    everyone = np.arange(task.held)
-    errors = task.assess(model, everyone)["error"]
-    assert len(errors) == task.held and np.array_equal(
-        task.assess(model, everyone)["error"], errors
+    made, model = trained
+    everyone = np.arange(made.held)
+    errors = made.assess(model, everyone)["error"]
+    assert len(errors) == made.held and np.array_equal(
+        made.assess(model, everyone)["error"], errors
     )
-    parts = [task.assess(model, part)["error"] for part in np.array_split(everyone, 3)]
+    parts = [made.assess(model, part)["error"] for part in np.array_split(everyone, 3)]
     np.testing.assert_allclose(np.concatenate(parts), errors, rtol=1e-5)
     with torch.no_grad():
-        fresh = task.assess(make_task().model, everyone)
-    assert task.conclude({"error": errors})["score"] > task.conclude(fresh)["score"]
+        fresh = made.assess(make_task().model, everyone)
+    assert made.conclude({"error": errors})["score"] > made.conclude(fresh)["score"]
 
 
 def test_stage_is_a_continuum_and_no_stage_is_zero():
@@ -237,7 +350,7 @@ def test_too_few_people_with_ds_train_euploids_alone(monkeypatch):
     table = table.iloc[:30].copy()
     ds = np.flatnonzero((table["group"] == "DS") & (table["split"] == "generator-fit"))
     table = table.drop(table.index[ds[3:]])
-    fit, _ = flow.generator_rows(table)
+    fit, _ = task.generator_rows(table)
     assert set(table["group"].iloc[fit]) == {"euploid"}
     assert "3 people with DS" in said[0]
 

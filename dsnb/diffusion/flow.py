@@ -1,93 +1,85 @@
-"""Latents -> new brains of a wanted group, stage, age and sex: a rectified flow on components.
+"""Noise <-> latents of a wanted group, stage, age and sex: the process and its velocity.
 
-The straight path x_t = t data + (1 - t) noise (Liu et al., arXiv 2209.03003), divided by its SD
-sqrt(t^2 + (1 - t)^2) for data of unit variance, is the quarter circle y = sin(a) data +
-cos(a) noise with tan(a) = t / (1 - t), and its velocity dy/da is the v of Salimans and Ho (arXiv
-2202.00512, appendix D). Equal Euler steps in the angle a are exact for a Gaussian; twenty in t
-would lose 6 % of its SD. MONAI's RFlowScheduler is not used: it takes whole-number times, images
-only, and the global generator, so a sample would depend on its batch.
+The straight path x_t = t data + (1 - t) noise of a rectified flow (Liu et al., arXiv 2209.03003),
+divided by its SD sqrt(t^2 + (1 - t)^2) for data of unit variance, is the quarter circle y = sin(a)
+data + cos(a) noise with tan(a) = t / (1 - t). It is also the path of DDPM with a cosine schedule
+(Nichol and Dhariwal, arXiv 2102.09672), and dy/da is the v of Salimans and Ho (arXiv 2202.00512,
+appendix D): one model serves the samplers of both. What differs is what the network predicts.
 """
 
-from dataclasses import asdict
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from sklearn.decomposition import PCA
 from torch import nn
 
-from dsnb import checkpoints, dataset, latents, record, space, training
-from dsnb.checks import BadInput
-from dsnb.config import Diffusion, Study, Training
-from dsnb.distributed import Noise, keyed_noise
+from dsnb import space
+from dsnb.config import Diffusion
+from dsnb.diffusion import denoisers, texture
 
-CODE = ("diffusion", "training/state", "distributed", "dataset", "latents")
 CONDITIONS = ("DS", "stage", "age_decades", "sex")
-PREDICTION = "velocity"  # of the angle; part of the checkpoint's state, refused when another
-FEWEST_DS = 4  # below this the group is a constant
-EMBEDDING = 64  # sinusoids of the angle
-
-
-class _Block(nn.Module):
-    """A residual block of the MLP; angle and conditions enter by addition."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm, self.context = nn.LayerNorm(width), nn.Linear(width, width)
-        self.net = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return hidden + self.net(self.norm(hidden) + self.context(context))
+LEAST_SINE = 0.02  # of an angle: a predicted noise says nothing of data where there is only noise
 
 
 class Flow(nn.Module):
     """The velocity of unit-variance components (N, K), and the way from them to latents.
 
-    Nothing is added outside the components: they hold nearly all of the training variance.
-    Latent statistics, basis, conditioning statistics, ages and affine are buffers, so they are
-    part of every checkpoint.
+    Latent statistics, basis, remainder, texture, conditioning statistics, ages and affine are
+    buffers, so they are part of every checkpoint. Without components (`grid`) a component is a
+    latent position.
     """
 
-    def __init__(self, settings: Diffusion, components: int, latent_shape: tuple[int, ...]):
+    def __init__(self, settings: Diffusion, components: int, latent_shape: tuple[int, ...],
+                 frequencies: int = 0):  # fmt: skip
         super().__init__()
-        torch.manual_seed(settings.training.seed)
-        size, width, channels = int(np.prod(latent_shape)), settings.width, latent_shape[0]
+        size, channels = int(np.prod(latent_shape)), latent_shape[0]
+        on_grid = settings.basis == "grid"
+        components = size if on_grid else components
         shapes = {
             "latent_mean": (channels, 1, 1, 1), "latent_sd": (channels, 1, 1, 1),
-            "centre": (size,), "basis": (components, size), "spread": (components,),
+            "centre": (size,), "basis": (0 if on_grid else components, size),
+            "spread": (components,),
             "condition_mean": (len(CONDITIONS),), "condition_sd": (len(CONDITIONS),),
             "effects": (len(CONDITIONS), components), "rest": (components,),
             "age_range": (2,), "affine": (4, 4),
+            "left_spread": latent_shape, "left_mixing": (channels, channels),
+            "left_amplitude": latent_shape[1:], "texture": (2,),
+            "texture_power": (frequencies,), "texture_frequency": (frequencies,),
         }  # fmt: skip
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("latent_shape", torch.tensor(latent_shape))
-        self.enter = nn.Linear(components, width)
-        self.context = nn.Sequential(
-            nn.Linear(EMBEDDING + len(CONDITIONS) + 1, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(settings.blocks))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, components))
-        nn.init.zeros_(self.leave[1].weight)  # untrained, it samples the conditional Gaussian
-        nn.init.zeros_(self.leave[1].bias)
+        self.register_buffer("sure", torch.tensor(0))  # directions that conditions move, 0 for all
+        self.prediction = settings.prediction
+        conditions = len(CONDITIONS) + 1
+        self.net = denoisers.build(settings, components, latent_shape, conditions)
 
     def forward(
         self, y: torch.Tensor, angle: torch.Tensor, conditions: torch.Tensor, kept: torch.Tensor
     ) -> torch.Tensor:
         """Return dy/da (N, K) at components `y` (N, K), angle (N,) in 0..pi/2, conditions (N, 4).
 
-        `kept` (N,) is 1, or 0 where the conditions are to be ignored.
+        `kept` (N,) is 1, or 0 where the conditions are to be ignored. The network adds to what a
+        Gaussian would predict; of a predicted sample, y' = (sample - sin y) / cos, and of a noise
+        y' = (cos y - noise) / sin.
         """
         kept = kept[:, None]
         standard = (conditions - self.condition_mean) / self.condition_sd * kept
-        sinusoids = get_timestep_embedding(angle * 1000, EMBEDDING)
-        context = self.context(torch.cat([sinusoids, standard, kept], dim=1))
-        hidden = self.enter(y)
-        for block in self.blocks:
-            hidden = block(hidden, context)
-        return self.gaussian(y, angle[:, None], standard, kept) + self.leave(hidden)
+        more = self.net(y, angle, torch.cat([standard, kept], dim=1))
+        angle = angle[:, None]
+        if self.prediction == "epsilon":
+            more = -more / angle.sin().clamp(min=LEAST_SINE)
+        if self.prediction == "sample":
+            more = more / angle.cos().clamp(min=LEAST_SINE)
+        return self.gaussian(y, angle, standard, kept) + more
+
+    def weight(self, angle: torch.Tensor) -> torch.Tensor:
+        """Return what a squared error of the velocity (N,) weighs in that of the prediction."""
+        if self.prediction == "epsilon":
+            return angle.sin() ** 2
+        return angle.cos() ** 2 if self.prediction == "sample" else torch.ones_like(angle)
 
     def gaussian(
         self, y: torch.Tensor, angle: torch.Tensor, standard: torch.Tensor, kept: torch.Tensor
@@ -105,11 +97,19 @@ class Flow(nn.Module):
     def project(self, z: torch.Tensor) -> torch.Tensor:
         """Return unit-variance components (N, K) of latents (N, C, d, h, w)."""
         flat = ((z - self.latent_mean) / self.latent_sd).flatten(1) - self.centre
-        return flat @ self.basis.T / self.spread
+        return (flat @ self.basis.T if len(self.basis) else flat) / self.spread
 
-    def expand(self, components: torch.Tensor) -> torch.Tensor:
-        """Return the latents (N, C, d, h, w) of components (N, K)."""
-        flat = (components * self.spread) @ self.basis + self.centre
+    def expand(self, components: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the latents (N, C, d, h, w) of components (N, K).
+
+        White `noise` of that shape becomes what people have outside the components.
+        """
+        flat = components * self.spread
+        flat = (flat @ self.basis if len(self.basis) else flat) + self.centre
+        if noise is not None and len(self.basis):
+            parts = self.left_spread, self.left_mixing, self.left_amplitude
+            left = texture.draw_remainder(noise, *parts).flatten(1)
+            flat = flat + left - left @ self.basis.T @ self.basis
         z = flat.reshape(-1, *self.latent_shape.tolist())
         return z * self.latent_sd + self.latent_mean
 
@@ -121,83 +121,103 @@ def condition(table: pd.DataFrame) -> torch.Tensor:
     return torch.from_numpy(coded.astype(np.float32))
 
 
-def _build(
-    settings: Diffusion, z: np.ndarray, statistics: dict, people: pd.DataFrame, affine: np.ndarray
-) -> Flow:
-    """Return an untrained flow in the space of training latents (N, C, d, h, w) of `people`."""
+class Teachers(NamedTuple):
+    """Who teaches a flow: latents (N, C, d, h, w), table, and log region volumes (N, R)."""
+
+    z: np.ndarray
+    table: pd.DataFrame
+    regions: np.ndarray
+
+
+def _directions(flat: np.ndarray, conditions: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Return orthonormal latent directions (D, size) of region volumes, age and sex in euploids.
+
+    A group differs along them: what a condition does to a brain is what it does to its regions. A
+    few numbers say it, where the mean difference of a group would tell who is in it.
+    """
+    euploid = conditions[:, 0] == 0
+    known, flat = np.column_stack([regions, conditions[:, 2:]])[euploid], flat[euploid]
+    known = (known - known.mean(0)) / known.std(0).clip(1e-6)
+    found = np.linalg.lstsq(known, flat - flat.mean(0), rcond=None)[0]
+    left, sizes, turned = np.linalg.svd(found, full_matrices=False)
+    return turned[sizes > 1e-3 * sizes[0]]
+
+
+def _basis(ahead: np.ndarray, taught: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Return an orthonormal basis (D + K, size) of latents.
+
+    First the directions `ahead` (D, size), turned so that people who teach (N, size, centred) have
+    them uncorrelated; then `count` components of what is left of those people.
+    """
+    codes = taught @ ahead.T
+    turn = np.linalg.eigh(codes.T @ codes)[1].T if len(ahead) else np.zeros((0, 0))
+    ahead = (turn @ ahead).astype(np.float32)
+    left = taught - taught @ ahead.T @ ahead
+    pca = PCA(count, svd_solver="full").fit(left)
+    return {"basis": np.concatenate([ahead, pca.components_])}
+
+
+def build(
+    settings: Diffusion, teachers: Teachers, statistics: dict, affine: np.ndarray,
+    others: np.ndarray | None = None, fine: dict | None = None,
+) -> Flow:  # fmt: skip
+    """Return an untrained flow in the space of the teachers' latents.
+
+    The basis holds the directions of region volumes and components of `others` (M, C, d, h, w), a
+    quarter of whom show what it leaves out; without any it holds components of the teachers, who
+    then can be told by it. `fine` is what `texture.fit_texture` found.
+    """
+    z, people, regions = teachers
     mean, sd = (np.asarray(statistics[k]).reshape(-1, 1, 1, 1) for k in ("mean", "std"))
-    flat = ((z - mean) / sd).reshape(len(z), -1).astype(np.float32)
-    count = min(settings.components, len(z) - 1)
-    pca = PCA(count, svd_solver="full").fit(flat)
-    conditions, ages = condition(people), people["age"].to_numpy(float)
+    flat, known = (
+        ((some - mean) / sd).reshape(len(some), -1).astype(np.float32)
+        for some in (z, z if others is None else others)
+    )
+    state = {"latent_mean": mean, "latent_sd": sd, "affine": affine, **(fine or {})}
+    state["centre"] = np.zeros(flat.shape[1], np.float32)
+    if settings.basis != "grid":
+        taught = known if others is None else np.delete(known, np.s_[::4], axis=0)
+        state["centre"] = taught.mean(0)
+        taught = taught - state["centre"]
+        ahead = np.zeros((0, flat.shape[1]), np.float32)
+        if others is not None:
+            ahead = _directions(flat, condition(people).numpy(), regions)
+        state |= _basis(ahead, taught, min(settings.components, len(taught) - 1))
+        state["sure"] = len(ahead)
+        if others is not None:
+            rest = known[::4] - state["centre"]
+            rest = rest - rest @ state["basis"].T @ state["basis"]
+            state |= texture.fit_remainder(rest.reshape(len(rest), *z.shape[1:]))
+    size = len(state.get("basis", ())) or flat.shape[1]
+    frequencies = len((fine or {}).get("texture_power", ()))
+    flow = Flow(settings, size, z.shape[1:], frequencies)
+    for name, value in state.items():
+        getattr(flow, name).copy_(torch.as_tensor(value))
+    return refit(flow, teachers)
+
+
+def refit(flow: Flow, teachers: Teachers) -> Flow:
+    """Set middle, spread and effects of conditions by the teachers, in the basis that is there."""
+    flow.spread.fill_(1)
+    scores = flow.project(torch.from_numpy(teachers.z)).numpy()
+    middle, spread = scores.mean(0), scores.std(0)
+    components = (scores - middle) / spread
+    conditions, ages = condition(teachers.table), teachers.table["age"].to_numpy(float)
     condition_sd = conditions.std(0)
     condition_sd = torch.where(condition_sd > 0, condition_sd, 1.0)
-    spread = np.sqrt(pca.explained_variance_)
     standard = ((conditions - conditions.mean(0)) / condition_sd).numpy()
-    components = pca.transform(flat) / spread
-    effects = np.linalg.lstsq(standard, components, rcond=None)[0]  # a constant gets none
-    flow = Flow(settings, count, z.shape[1:])
+    effects, *_ = np.linalg.lstsq(standard, components, rcond=None)  # a constant gets none
+    if flow.sure:
+        effects[:, int(flow.sure) :] = 0
+    shift = middle @ flow.basis.numpy() if len(flow.basis) else middle
     state = {
-        "latent_mean": mean, "latent_sd": sd, "centre": pca.mean_, "basis": pca.components_,
-        "spread": spread, "condition_mean": conditions.mean(0), "condition_sd": condition_sd,
-        "effects": effects, "rest": (components - standard @ effects).var(0),
-        "age_range": [ages.min(), ages.max()], "affine": affine,
+        "centre": flow.centre.numpy() + shift, "spread": spread, "effects": effects,
+        "condition_mean": conditions.mean(0), "condition_sd": condition_sd,
+        "rest": (components - standard @ effects).var(0), "age_range": [ages.min(), ages.max()],
     }  # fmt: skip
     for name, value in state.items():
         getattr(flow, name).copy_(torch.as_tensor(value))
     return flow
-
-
-class FlowTask:
-    """Components and conditions of people, the loss and the validation score.
-
-    `people` are the rows (fit, validation) of others than the generator's.
-    """
-
-    def __init__(
-        self, root: Path, study: Study, device: torch.device,
-        people: tuple[np.ndarray, np.ndarray] | None = None,
-    ):  # fmt: skip
-        table, z, _, statistics = latents.load(root)
-        fit, held = people or generator_rows(table)
-        self.model = _build(study.diffusion, z[fit], statistics, table.iloc[fit], study.grid.affine)
-        self.settings, self.device = study.diffusion, device
-        self.rows, self.held = len(fit), len(held)
-        self.people = table["participant_id"].to_numpy()[fit]
-        self.data, self.held_data = (
-            (self.model.project(torch.from_numpy(z[rows])).to(device),
-             condition(table.iloc[rows]).to(device))
-            for rows in (fit, held)
-        )  # fmt: skip
-
-    def load(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return components (B, K) and conditions (B, 4) of these people."""
-        return self.data[0][rows], self.data[1][rows]
-
-    def loss(self, model: Flow, batch: tuple, noise: Noise) -> dict[str, torch.Tensor]:
-        """Return the squared error of the velocity; some rows are trained without conditions."""
-        kept = noise.uniform("drop") >= self.settings.drop_condition
-        start, share = noise(batch[0].shape[1:], "start"), noise.uniform("angle")
-        return {"velocity": velocity_error(model, batch, start, share, kept.float()).mean()}
-
-    def names(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of these people."""
-        return self.people[rows].tolist()
-
-    @torch.no_grad()
-    def assess(self, model: Flow, rows: np.ndarray, draws: int = 16) -> dict[str, np.ndarray]:
-        """Return each validation person's mean error over draws, the same noise at every call."""
-        batch, errors = tuple(part[rows] for part in self.held_data), []
-        for draw in range(draws):
-            start = keyed_noise(batch[0].shape[1:], 0, rows, draw, self.device, "validation")
-            share = torch.full((len(rows),), (draw + 0.5) / draws, device=self.device)
-            kept = torch.ones_like(share)
-            errors.append(velocity_error(model, batch, start, share, kept))
-        return {"error": torch.stack(errors).mean(0).cpu().numpy()}
-
-    def conclude(self, found: dict[str, np.ndarray]) -> dict[str, float]:
-        """Score by minus the mean error over validation people."""
-        return {"score": -float(found["error"].mean())}
 
 
 def velocity_error(
@@ -209,87 +229,3 @@ def velocity_error(
     sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
     found = model(sine * data + cosine * start, angle, conditions, kept).float()
     return (found - (cosine * data - sine * start)).square().mean(1)
-
-
-def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that train the flow and those that choose when to stop.
-
-    With fewer than `FEWEST_DS` people with DS it learns euploids alone; that is said.
-    """
-    fit, held = (dataset.select(table, "euploid", split) for split in ("fit", "validation"))
-    ds = dataset.select(table, "DS", "generator-fit")
-    if len(ds) < FEWEST_DS:
-        record.say(f"diffusion: {len(ds)} people with DS, {FEWEST_DS} needed: euploids alone")
-        return fit, held
-    held_ds = dataset.select(table, "DS", "validation")
-    return np.concatenate([fit, ds]), np.concatenate([held, held_ds])
-
-
-def train(root: Path, study: Study, start: str = "resume") -> None:
-    """Train the flow on euploid `fit` and DS `generator-fit` latents as product runs/diffusion."""
-
-    def build(device: torch.device) -> tuple[FlowTask, Training]:
-        return FlowTask(root, study, device), study.diffusion.training
-
-    settings = asdict(study.diffusion) | {"prediction": PREDICTION}
-    for name in ("steps", "guidance", "synthetic"):  # of the sampler: no reason to train again
-        settings.pop(name)
-    parents, run, verb = ("latents", "runs/vae"), "runs/diffusion", "train diffusion"
-    training.train_product(root, run, verb, settings, parents, CODE, build, start)
-
-
-def load(root: Path) -> tuple[Flow, dict]:
-    """Load the finished flow (averaged weights, best checkpoint) and its identity.
-
-    Refuses E-MISMATCH when it was trained for another VAE, prediction type or set of conditions.
-    """
-    payload = checkpoints.require(root / "runs/diffusion")
-    identity, state = payload["identity"], payload["ema"]
-    for name, seen, wanted in (
-        ("runs/vae", identity["parents"].get("runs/vae"), record.require(root, "runs/vae")),
-        ("prediction", identity["settings"].get("prediction"), PREDICTION),
-        ("conditions", len(state["condition_mean"]), len(CONDITIONS)),
-    ):
-        if seen != wanted:
-            fix = "train the diffusion model again (stage 07_diffusion)"
-            raise BadInput("E-MISMATCH", "runs/diffusion", name, seen, str(wanted), fix)
-    record.require(root, "runs/diffusion")
-    return restore(payload), identity
-
-
-def restore(payload: dict) -> Flow:
-    """Build the flow of a checkpoint's payload, with its averaged weights, frozen."""
-    settings, state = payload["identity"]["settings"], payload["ema"]
-    kept = {name: settings[name] for name in ("width", "blocks")}
-    flow = Flow(Diffusion(**kept), len(state["spread"]), tuple(state["latent_shape"].tolist()))
-    flow.load_state_dict(state)
-    return flow.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def draw(
-    model: Flow,
-    conditions: torch.Tensor,
-    seed: int,
-    steps: int,
-    guidance: float = 1.0,
-    samples: np.ndarray | None = None,
-) -> torch.Tensor:
-    """Return latents (N, C, d, h, w) for conditions (N, 4) by `steps` Euler steps in the angle.
-
-    The noise of a row is keyed by (seed, its number in `samples`, by default its place), so a
-    sample is the same in any batch. Guidance as in Ho and Salimans, arXiv 2207.12598, eq. 6.
-    """
-    samples = np.arange(len(conditions)) if samples is None else samples
-    device = model.spread.device
-    conditions = conditions.to(device)
-    y = keyed_noise(model.spread.shape, seed, samples, 0, device, "start")
-    kept = torch.ones(len(y), device=device)
-    for step in range(steps):
-        angle = torch.full_like(kept, (step + 0.5) * torch.pi / 2 / steps)
-        velocity = model(y, angle, conditions, kept)
-        if guidance != 1:
-            free = model(y, angle, conditions, torch.zeros_like(kept))
-            velocity = free + guidance * (velocity - free)
-        y = y + velocity * (torch.pi / 2 / steps)
-    return model.expand(y)

@@ -1,4 +1,4 @@
-"""How good is the sampler: sharpness of its volumes, strength of its effects, time of a volume."""
+"""How good is the sampler: sharpness of its volumes, strength of its effects, steps and time."""
 
 import time
 from dataclasses import asdict
@@ -10,80 +10,145 @@ import torch
 
 from dsnb import dataset, latents, space, training, vae
 from dsnb.config import Study
-from dsnb.diffusion.flow import FEWEST_DS, condition, draw, generator_rows, load
+from dsnb.diffusion.components import FEWEST_DS, generator_rows
+from dsnb.diffusion.flow import Flow, condition
+from dsnb.diffusion.samplers import SAMPLERS, draw
 from dsnb.diffusion.synthesis import decode
+from dsnb.diffusion.task import load
+
+GUIDANCES = (1.0, 1.25, 1.5, 2.0)
+STEPS = (1, 2, 5, 10, 20, 50)
+COPIES = 4  # drawn for each condition of a person
 
 
-def _spectra(root: Path, study: Study) -> list[dict]:
-    """Return the spectrum (dB) of real held-out, reconstructed and synthetic volumes.
-
-    Groups weigh the same in all three, as they do in the synthetic cohort.
-    """
+def _sides(root: Path, study: Study) -> dict[str, list[np.ndarray]]:
+    """Return real held-out, reconstructed, plain and finished synthetic volumes, a group each."""
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
     made, drawn = dataset.load_table(root, "synthetic"), dataset.load_volumes(root, "synthetic")
-    brain, decoder = space.load_template(study.grid).brain, vae.load(root)
-    sums: dict[str, list] = {"real": [], "reconstructed": [], "synthetic": []}
+    decoder, flow = vae.load(root), load(root)[0]
+    settings = asdict(study.diffusion) | {"seed": study.diffusion.training.seed}
+    sides = {name: [] for name in ("real", "reconstructed", "decoded", "synthetic")}
     for group in made["group"].unique():
-        real = volumes[dataset.select(table, group, "test")]
-        synthetic = drawn[np.flatnonzero(made["group"] == group)]
-        sources = (real, vae.reconstruct(decoder, real), synthetic)
-        for name, source in zip(sums, sources):
-            frequencies, power = vae.radial_spectrum(source, brain)
-            sums[name].append(power)
-    levels = {name: 10 * np.log10(np.mean(powers, axis=0)) for name, powers in sums.items()}
-    table = pd.DataFrame({"cycles_per_mm": frequencies / study.grid.voxel_mm, **levels})
-    return table.to_dict("records")
+        rows = np.flatnonzero(made["group"] == group)
+        real = np.asarray(volumes[dataset.select(table, group, "test")], np.float32)
+        found = (real, vae.reconstruct(decoder, real),
+                 decode(flow, decoder, made, rows[:20], settings | {"texture": False}),
+                 np.asarray(drawn[rows], np.float32))  # fmt: skip
+        for name, some in zip(sides, found):
+            sides[name].append(some)
+    return sides
+
+
+def _spectra(sides: dict, study: Study, brain: np.ndarray) -> list[dict]:
+    """Return the spectrum (dB) of each side; groups weigh the same, as in the synthetic cohort."""
+    levels = {}
+    for name, groups in sides.items():
+        found = [vae.radial_spectrum(some, brain) for some in groups if len(some)]
+        levels[name] = 10 * np.log10(np.mean([power for _, power in found], axis=0))
+    table = {"cycles_per_mm": found[0][0] / study.grid.voxel_mm, **levels}
+    return pd.DataFrame(table).to_dict("records")
+
+
+def _slopes(sides: dict, brain: np.ndarray) -> list[dict]:
+    """Return quantiles of the gradient's magnitude (intensity a voxel) in the brain, by side."""
+    rows = []
+    for name, groups in sides.items():
+        values = np.concatenate([
+            np.sqrt(sum(part**2 for part in np.gradient(volume)))[brain]
+            for some in groups for volume in some[:20]
+        ])  # fmt: skip
+        shares = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+        rows.append({"volumes": name, **dict(zip(map(str, shares), np.quantile(values, shares)))})
+    return rows
+
+
+def _difference(flow: Flow, sides: list[torch.Tensor]) -> np.ndarray:
+    """Return the DS-euploid difference of latents (euploid, DS) in the components' own variance."""
+    euploid, patients = (flow.project(side).mean(0) * flow.spread for side in sides)
+    return (patients - euploid).numpy()
 
 
 def guidance_table(root: Path, study: Study) -> list[dict]:
-    """Compare the DS-euploid difference of drawn components with that of held-out people.
+    """Compare the DS-euploid difference of drawn components with that of validation people.
 
-    Slope = drawn . held / (learnt . held), with components in their own variance: held people
-    (validation and test) are independent of the generator's, so their noise does not bias it.
+    Slope = drawn . held / (learnt . held), with components in their own variance: held people are
+    independent of the generator's, so their noise does not bias it.
     """
     table, z, _, _ = latents.load(root)
     flow = load(root)[0]
-    held = [dataset.select(table, group, "validation", "test") for group in space.GROUPS]
+    held = [dataset.select(table, group, "validation") for group in space.GROUPS]
     trained = generator_rows(table)[0]
     ds = (table["group"].iloc[trained] == "DS").to_numpy()
     if min(*map(len, held), ds.sum()) < FEWEST_DS:
         return []
-
-    def difference(sides: list[torch.Tensor]) -> np.ndarray:
-        euploid, patients = (flow.project(side).mean(0) * flow.spread for side in sides)
-        return (patients - euploid).numpy()
-
-    real, learnt = (
-        difference([torch.from_numpy(z[rows]) for rows in sides])
-        for sides in (held, (trained[~ds], trained[ds]))
-    )
-    asked = [condition(table.iloc[rows]).repeat(4, 1) for rows in held]
+    learnt = [trained[~ds], trained[ds]]
+    real, taught = (_difference(flow, [torch.from_numpy(z[rows]) for rows in sides])
+                    for sides in (held, learnt))  # fmt: skip
+    asked = [condition(table.iloc[rows]).repeat(COPIES, 1) for rows in learnt]
     found = []
-    for guidance in (1.0, 1.25, 1.5, 2.0):
-        made = difference([draw(flow, one, seed, study.diffusion.steps, guidance)
-                           for seed, one in enumerate(asked)])  # fmt: skip
-        found.append({"guidance": guidance, "effect_slope": made @ real / (learnt @ real)})
+    for guidance in GUIDANCES:
+        made = _difference(flow, [
+            draw(flow, one, seed, study.diffusion.steps, guidance, sampler=study.diffusion.sampler)
+            for seed, one in enumerate(asked)
+        ])  # fmt: skip
+        found.append({"guidance": guidance, "effect_slope": made @ real / (taught @ real),
+                      "slope_of_training": made @ taught / (taught @ taught)})  # fmt: skip
+    return found
+
+
+def steps_table(root: Path, study: Study) -> list[dict]:
+    """Return, a sampler and number of steps, spread and effect of what it draws.
+
+    Against training people: the ratio of the components' SDs and of the DS-euploid difference, both
+    1 where nothing is lost; and the seconds a brain without its decoding.
+    """
+    table, z, _, _ = latents.load(root)
+    flow, rows = load(root)[0], generator_rows(table)[0]
+    ds = (table["group"].iloc[rows] == "DS").to_numpy()
+    if ds.sum() < FEWEST_DS:
+        return []
+    asked = [condition(table.iloc[rows[side]]).repeat(2, 1) for side in (~ds, ds)]
+    real = [torch.from_numpy(z[rows[side]]) for side in (~ds, ds)]
+    wanted, spread = _difference(flow, real), flow.project(torch.cat(real)).std(0)
+    found = []
+    for sampler in SAMPLERS:
+        for steps in STEPS:
+            began = time.perf_counter()
+            made = [draw(flow, one, seed, steps, sampler=sampler) for seed, one in enumerate(asked)]
+            seconds = (time.perf_counter() - began) / sum(map(len, made))
+            ratio = (flow.project(torch.cat(made)).std(0) / spread).mean()
+            slope = _difference(flow, made) @ wanted / (wanted @ wanted)
+            found.append({"sampler": sampler, "steps": steps, "sd_ratio": float(ratio),
+                          "effect_slope": slope, "seconds": seconds})  # fmt: skip
     return found
 
 
 def evaluate(root: Path, study: Study) -> dict:
-    """Measure the synthetic cohort's sharpness, guidance and time of a volume for page 07."""
-    spectra = _spectra(root, study)
-    gaps = [abs(row["synthetic"] - row["real"]) for row in spectra]
-    reconstructed = [abs(row["reconstructed"] - row["real"]) for row in spectra]
+    """Measure the synthetic cohort's sharpness, guidance, steps and time of a volume, page 07."""
+    brain = space.load_template(study.grid).brain
+    sides = _sides(root, study)
+    spectra, half = _spectra(sides, study, brain), 0.25 / study.grid.voxel_mm
     flow, decoder = load(root)[0], vae.load(root)
+
+    def gap(name: str, most: float = np.inf) -> float:
+        return np.mean([abs(r[name] - r["real"]) for r in spectra if r["cycles_per_mm"] <= most])
+
     people = dataset.load_table(root, "synthetic").iloc[:8]
     settings = asdict(study.diffusion) | {"seed": study.diffusion.training.seed}
     began = time.perf_counter()
-    decode(flow, decoder, people, slice(0, 8), settings)
+    decode(flow, decoder, people, np.arange(len(people)), settings)
     seconds = (time.perf_counter() - began) / len(people)
     stats = training.read_stats(root / "runs/diffusion")
-    tables = {"spectrum": spectra, "guidance": guidance_table(root, study), "reasons": {}}
+    tables = {"spectrum": spectra, "slopes": _slopes(sides, brain),
+              "guidance": guidance_table(root, study), "steps": steps_table(root, study),
+              "reasons": {}}  # fmt: skip
     headline = {
         "sampler_steps": study.diffusion.steps,
         "guidance": study.diffusion.guidance,
-        "spectrum_error_db": np.mean(gaps),
-        "spectrum_error_db_reconstructed": np.mean(reconstructed),
+        "spectrum_error_db": gap("synthetic"),
+        "spectrum_error_db_half_nyquist": gap("synthetic", half),
+        "spectrum_error_db_decoded": gap("decoded"),
+        "spectrum_error_db_reconstructed": gap("reconstructed"),
         "components": len(flow.spread),
     }
     timing = {"seconds_per_volume": seconds, "train_seconds": training.wall_seconds(stats)}

@@ -5,15 +5,17 @@ and test, DS test. Groups are compared with themselves, so their shares play no 
 """
 
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.decomposition import PCA
 
-from dsnb import bids, dataset, record, rivals, vae
+from dsnb import bids, dataset, further, record, rivals, vae
 from dsnb.config import Release, Study
 from dsnb.fidelity import morphology, realism
-from dsnb.space import GROUPS, REGIONS
+from dsnb.space import GROUPS, REGIONS, load_template
 
 HELD_OUT = {"euploid": ("scale", "calibration", "test"), "DS": ("test",)}
 KEYS = record.HEADLINE["08_fidelity"].split()[:8]  # the rest belongs to the privacy audit
@@ -79,45 +81,66 @@ def _ruler(root: Path, product: str, name: str) -> pd.DataFrame:
 
 
 def _shape(root: Path, study: Study, table: pd.DataFrame, made: pd.DataFrame) -> tuple:
-    """Return headline numbers and tables of the morphology."""
+    """Return headline numbers and tables of the morphology, and log volumes of the two sides."""
     settings, registered = study.release, _ruler(root, "deformation", "volumes")
     unseen = np.concatenate([held_out(table, group) for group in GROUPS])
-    real = morphology.people(table.iloc[unseen], registered)
+    known = np.concatenate([*generator_people(table).values()])
+    real, teach = (morphology.people(table.iloc[rows], registered) for rows in (unseen, known))
     synthetic = morphology.people(made, _ruler(root, "morphology", "synthetic"))
     numbers, rows = morphology.compare_effects(real, synthetic, settings)
     drawn = _ruler(root, "morphology", "reconstructed")
     some = table.set_index("participant_id", drop=False).loc[drawn["participant_id"]]
     pair = (morphology.people(some, volumes) for volumes in (registered, drawn))
-    top = morphology.ceiling(*pair, settings)
+    top, both = morphology.ceiling(*pair, settings), {"real": real, "synthetic": synthetic}
     tables = {
         "effects": rows,
-        "requested_age": morphology.requested({"real": real, "synthetic": synthetic}),
+        "covariance": morphology.covariance(real, synthetic, settings),
+        "age_slopes": morphology.age_slopes(both),
+        "measured_age": morphology.measured_age(teach, both),
         "region_errors_pct": top.pop("region_errors_pct"),
     }
-    return numbers | top, tables
+    sides = {
+        name: {g: side.logs[side.ds == bool(code)] for code, g in enumerate(GROUPS)}
+        for name, side in both.items()
+    }
+    return numbers | top, tables, (teach.logs, sides)
 
 
-def _looks(volumes: dict, features: dict, settings: Release) -> tuple[dict, list[dict]]:
-    """Return KID and floor over groups, and a row a group; each is {side: {group: array}}."""
+def _near(features: dict, settings: Release) -> tuple[float, float, float, list[dict]]:
+    """Return KID over groups with its SE, its floor, and a row a group; {side: {group: array}}."""
     rows = []
     for group in GROUPS:
         real, made = (features[side][group] for side in ("real", "synthetic"))
         distance, error = realism.kid(real, made)
-        alike = {side: realism.diversity(volumes[side][group], settings) for side in volumes}
-        rows.append(
-            {"group": group, "kid": distance, "kid_se": error}
-            | realism.density_coverage(real, made, settings.neighbours)
-            | {f"ms_ssim_{side}": value for side, (value, _) in alike.items()}
-            | {f"ms_ssim_{side}_se": se for side, (_, se) in alike.items()}
-        )
+        rows.append({"group": group, "kid": distance, "kid_se": error}
+                    | realism.density_coverage(real, made, settings.neighbours))  # fmt: skip
     mean = np.mean([row["kid"] for row in rows])
     error = np.sqrt(sum(row["kid_se"] ** 2 for row in rows)) / len(GROUPS)
     floor = np.quantile(realism.kid_floor(list(features["real"].values()), settings), 0.95)
-    numbers = {"kid": mean, "kid_ci": [mean - 1.96 * error, mean + 1.96 * error]}
-    return numbers | {"kid_floor": floor}, rows
+    return mean, error, floor, rows
 
 
-def _use(features: dict, settings: Release) -> tuple[dict, list[dict]]:
+def _looks(spaces: dict, volumes: dict, settings: Release) -> tuple[dict, list[dict], list[dict]]:
+    """Return the headline's KID (of voxels), a row a space and group, and diversity a group."""
+    rows, numbers = [], {}
+    for name, features in spaces.items():
+        mean, error, floor, found = _near(features, settings)
+        rows += [{"features": name, **row, "floor": floor} for row in found]
+        if name == "voxels":
+            limits = [mean - 1.96 * error, mean + 1.96 * error]
+            numbers = {"kid": mean, "kid_ci": limits, "kid_floor": floor}
+    pairs = []
+    for group in GROUPS:
+        alike = {side: realism.diversity(volumes[side][group], settings) for side in volumes}
+        pairs.append(
+            {"group": group}
+            | {f"ms_ssim_{side}": value for side, (value, _) in alike.items()}
+            | {f"ms_ssim_{side}_se": se for side, (_, se) in alike.items()}
+        )
+    return numbers, rows, pairs
+
+
+def _use(features: dict, settings: Release) -> tuple[dict, dict[str, list[dict]]]:
     """Return what classifiers of synthetic and of real people reach on unseen real people."""
     sides = {
         name: (np.concatenate(list(side.values())),
@@ -131,29 +154,19 @@ def _use(features: dict, settings: Release) -> tuple[dict, list[dict]]:
         train = "synthetic" if name == "synthetic" else "real"
         rows.append({"trained on": train, "people": len(sides[name][1]), "bacc": value,
                      "low": limits[0], "high": limits[1]})  # fmt: skip
-    return numbers, rows
-
-
-def _sides(table: pd.DataFrame, made: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of each side and group; nobody of the `basis` trains a classifier."""
-    fit = generator_people(table)
-    return {
-        "real": {group: held_out(table, group) for group in GROUPS},
-        "trained_on": fit | {"euploid": fit["euploid"][1::2]},
-        "synthetic": {g: np.flatnonzero((made["group"] == g).to_numpy()) for g in GROUPS},
-    }
-
-
-def basis(table: pd.DataFrame) -> np.ndarray:
-    """Return the euploid fit people who define the features of fidelity and privacy."""
-    return generator_people(table)["euploid"][::2]
+    more = realism.augmentation(sides["trained_on"], sides["synthetic"], sides["real"], settings)
+    return numbers, {"utility": rows, "augmentation": more}
 
 
 def compare(root: Path, study: Study) -> dict:
     """Compare the product `synthetic` with unseen real people; None, with a reason, for too few."""
     began, settings = time.perf_counter(), study.release
     table, made = dataset.load_table(root), dataset.load_table(root, "synthetic")
-    sides = _sides(table, made)
+    sides = {
+        "real": {group: held_out(table, group) for group in GROUPS},
+        "trained_on": generator_people(table),
+        "synthetic": {g: np.flatnonzero((made["group"] == g).to_numpy()) for g in GROUPS},
+    }
     counts = {f"{side} {g}": len(r) for side, groups in sides.items() for g, r in groups.items()}
     reason = too_few(counts)
     if reason:
@@ -165,18 +178,42 @@ def compare(root: Path, study: Study) -> dict:
     source = {"real": real, "trained_on": real,
               "synthetic": dataset.load_volumes(root, "synthetic")}  # fmt: skip
     volumes = {s: {g: source[s][rows] for g, rows in sides[s].items()} for s in sides}
-    space = realism.fit_features(real[basis(table)], study.grid, settings.components)
-    features = {
-        side: {g: space.transform(realism.pooled(some, study.grid)) for g, some in groups.items()}
+    voxels = {
+        side: {g: realism.pooled(some, study.grid) for g, some in groups.items()}
         for side, groups in volumes.items()
     }
-    volumes.pop("trained_on")
-    headline, tables = _shape(root, study, table, made)
-    looks, tables["realism"] = _looks(volumes, features, settings)
-    use, tables["utility"] = _use(features, settings)
+    space = public_features(root, study)
+    voxels = {s: {g: space.transform(x) for g, x in of.items()} for s, of in voxels.items()}
+    brain, taught = load_template(study.grid).brain, volumes.pop("trained_on")
+    fine = {s: {g: realism.detail(x, brain) for g, x in of.items()} for s, of in volumes.items()}
+    headline, tables, (teach, logs) = _shape(root, study, table, made)
+    teach_fine = realism.detail(np.concatenate([*taught.values()])[::2], brain)
+    spaces = {"voxels": voxels, "regions": realism.whiten(teach, logs),
+              "detail": realism.whiten(teach_fine, fine)}  # fmt: skip
+    looks, tables["realism"], tables["diversity"] = _looks(spaces, volumes, settings)
+    use, more = _use(voxels, settings)
+    tables |= more
     timing["compare_seconds"] = time.perf_counter() - began - timing["measure_seconds"]
     headline = record.plain(headline | looks | use)
     few = "too few reconstructed people for an interval"
     reasons = {key: few for key, value in headline.items() if value is None}
     tables |= {"people": counts, "reasons": reasons}
     return {"headline": headline, "tables": record.plain(tables), "timing": timing}
+
+
+def public_features(root: Path, study: Study, components: int = 0) -> PCA:
+    """Return features of voxels as public people have them, who are on no side of any comparison.
+
+    As many as `components`, by default those of the settings.
+    """
+    further.encode(root, study)
+    wide = _public_space(root, study, record.require(root, further.LATENTS))
+    return realism.first(wide, components or study.release.components)
+
+
+@lru_cache(maxsize=1)
+def _public_space(root: Path, study: Study, key: str) -> PCA:
+    """Fit the widest space that is asked for, once a process; `key` is that of the people."""
+    table, volumes, _ = further.load(root, study)
+    rows = np.flatnonzero(table["role"] == "public")
+    return realism.fit_features(volumes[rows], study.grid, study.release.attack_components)

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from dsnb.config import Release
 from dsnb.space import EFFECT_REGIONS, GROUPS, REGIONS, covariates
@@ -120,15 +123,61 @@ def ceiling(originals: People, drawn: People, settings: Release) -> dict:
     }
 
 
-def requested(sides: dict[str, People]) -> list[dict]:
-    """Return, a group and region, the correlation of age with log volume on each side."""
+def covariance(real: People, other: People, settings: Release) -> dict:
+    """Compare how regions vary together within groups: correlations (R (R - 1) / 2) on each side.
+
+    `agreement` is the correlation of the two sets of correlations, `floor` that of halves of the
+    real people, of which none can be the better; `sd_ratio` the geometric mean of SD ratios.
+    """
+
+    def correlations(side: People) -> np.ndarray:
+        matrix = np.corrcoef(_residuals(side)[1].T)
+        return matrix[np.triu_indices(len(REGIONS), 1)]
+
+    rng, halves = np.random.default_rng([settings.seed, 6]), []
+    for _ in range(settings.bootstraps // 10):
+        turned = [rng.permutation(np.flatnonzero(real.ds == ds)) for ds in (False, True)]
+        sides = [np.concatenate([rows[part::2] for rows in turned]) for part in (0, 1)]
+        one, two = (correlations(real.take(rows)) for rows in sides)
+        halves.append(np.corrcoef(one, two)[0, 1])
+    spread = [_residuals(side)[1].std(0) for side in (real, other)]
+    return {
+        "agreement": np.corrcoef(correlations(real), correlations(other))[0, 1],
+        "floor": np.median(halves), "sd_ratio": np.exp(np.log(spread[1] / spread[0]).mean()),
+    }  # fmt: skip
+
+
+def age_slopes(sides: dict[str, People]) -> list[dict]:
+    """Return, a group and region, the change of log volume a decade on each side, with its SE."""
     rows = []
     for code, group in enumerate(GROUPS):
         for region in REQUESTED:
             row = {"group": group, "region": region}
             for name, side in sides.items():
                 some = side.take(side.ds == bool(code))
-                age, logs = some.covariates[:, 0], some.logs[:, REGIONS.index(region)]
-                row[name] = np.corrcoef(age, logs)[0, 1] if np.ptp(age) > 0 else None
+                design = np.column_stack([some.covariates, np.ones(len(some.ds))])
+                logs, known = some.logs[:, REGIONS.index(region)], np.ptp(some.covariates[:, 0])
+                found, *_ = np.linalg.lstsq(design, logs, rcond=None)
+                left = ((logs - design @ found) ** 2).sum() / max(len(logs) - 3, 1)
+                error = np.sqrt(left * np.linalg.pinv(design.T @ design)[0, 0])
+                row |= {name: found[0], f"{name}_se": error} if known else {name: None}
             rows.append(row)
+    return rows
+
+
+def measured_age(teach: People, sides: dict[str, People]) -> list[dict]:
+    """Tell ages from region volumes by a model of real people who teach; how far are requests met?
+
+    Correlation of the known (or requested) age with the age told, a group and side.
+    """
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 11)))
+    rows, columns = [], [np.column_stack([side.logs, side.ds]) for side in sides.values()]
+    model.fit(np.column_stack([teach.logs, teach.ds]), teach.covariates[:, 0])
+    for (name, side), known in zip(sides.items(), columns):
+        told = model.predict(known)
+        for code, group in enumerate(GROUPS):
+            some = side.ds == bool(code)
+            age = side.covariates[some, 0]
+            found = np.corrcoef(age, told[some])[0, 1] if np.ptp(age) else None
+            rows.append({"people": name, "group": group, "correlation": found})
     return rows

@@ -1,7 +1,8 @@
 """The gate: an audited synthetic cohort leaves as a BIDS dataset, or not at all.
 
 What may leave are scans without a skull, under new headers, and tables of what was asked for; the
-audit's report goes with them. Samples that the audit flagged or that no anatomy allows stay.
+audit's report goes with them. Samples that the audit flagged or that no anatomy allows stay. The
+weights go only where no attack tells who trained them; the latents of people never go.
 """
 
 import json
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import save_file
 
-from dsnb import bids, dataset, record
+from dsnb import bids, checkpoints, dataset, record
 from dsnb.checks import BadInput
 from dsnb.config import Study
 from dsnb.space import REGIONS, SPACE
@@ -46,6 +48,19 @@ of copying is no proof of privacy. {phantom}
 For methods, teaching and tests. Not for diagnosis, and no evidence about Down syndrome by itself:
 an effect that is found here was put in by the model or learnt by it. Terms: {terms}
 """
+MODEL_CARD = """# Models behind {name}
+
+A VAE of brains and a generator on its latents ({grid}). {state}
+
+| attack | on | members | others | AUC | upper 95 % | found at 1 % |
+| --- | --- | --- | --- | --- | --- | --- |
+{attacks}
+
+An AUC of 0.5 tells nobody. Share of training people whom a flagged sample is near: {near:.3f}.
+Trained on {data}; terms: {terms}
+"""
+WEIGHTS = {"runs/vae": "vae", "runs/diffusion": "diffusion"}
+ASIDE = ("audit.json", "MODEL.md", "weights")  # of a release that BIDS does not know
 ON_PHANTOM = "The models learnt on a digital phantom: the audit proves the machinery, not privacy."
 
 
@@ -118,6 +133,7 @@ def release(root: Path, study: Study, out: Path, raw: Path | None = None) -> lis
             path = aside / person["participant_id"] / "anat" / name
             bids.save_volume(path, volumes[row].astype(np.float32), study.grid, sidecar, step=1e-4)
         _describe(aside, table.iloc[kept], left_out, results, study, terms, len(table))
+        _add_models(aside, root, results, study, terms)
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays
@@ -151,8 +167,34 @@ def _describe(
     )  # fmt: skip
     record.write_text(folder / "README.md", card)
     record.write_text(folder / "LICENSE", f"{terms}\n")
+    record.write_text(folder / ".bidsignore", "".join(f"{name}\n" for name in ASIDE))
     record.write_text(folder / "CHANGES", f"1.0.0\n - First release, {len(table)} brains.\n")
     audit = {key: value for key, value in results["tables"].items() if key.startswith("audit_")}
     audit["audit_left_out"] = {why: int(rows.sum()) for why, rows in left_out.items()}
     report = {"headline": results["headline"], **audit, "provenance": results["provenance"]}
     record.write_json(folder / "audit.json", report)
+
+
+def _add_models(folder: Path, root: Path, results: dict, study: Study, terms: str) -> None:
+    """Write the model card; and the averaged weights as safetensors where no attack tells members.
+
+    They hold plain tensors, and the settings as text beside them: nothing that could run.
+    """
+    attacks, allowed = results["tables"]["audit_attacks"], results["headline"]["release_weights"]
+    state = "The weights lie in `weights/`." if allowed else (
+        "The weights are not here: an attack tells who trained them.")  # fmt: skip
+    rows = [f"| {row['attack']} | {row['on']} | {row['members']} | {row['others']} | "
+            f"{row['auc']:.2f} | {row['upper']:.2f} | {row['found_at_1_pct']:.2f} |"
+            for row in attacks]  # fmt: skip
+    card = MODEL_CARD.format(
+        name=f"dsnb synthetic brains after {results['data']}", state=state, data=results["data"],
+        grid=f"{study.grid.voxel_mm:g} mm", attacks="\n".join(rows), terms=terms,
+        near=results["tables"]["audit_training_people_near"],
+    )  # fmt: skip
+    record.write_text(folder / "MODEL.md", card)
+    for run, name in WEIGHTS.items() if allowed else ():
+        payload = checkpoints.require(root / run)
+        weights = {key: value.contiguous() for key, value in payload["ema"].items()}
+        (folder / "weights").mkdir(exist_ok=True)
+        save_file(weights, folder / "weights" / f"{name}.safetensors")
+        record.write_json(folder / "weights" / f"{name}.json", payload["identity"]["settings"])

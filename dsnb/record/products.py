@@ -36,6 +36,8 @@ MADE_BY = {
     "planted": "05_anomaly (dsnb train undo)",
     "runs/undo": "05_anomaly (dsnb train undo)",
     "maps": "05_anomaly (dsnb map)",
+    "further/latents": "07_diffusion (dsnb train diffusion)",
+    "components": "07_diffusion (dsnb train diffusion)",
     "runs/diffusion": "07_diffusion (dsnb train diffusion)",
     "synthetic": "07_diffusion (dsnb sample)",
     "morphology": "08_fidelity",

@@ -28,6 +28,7 @@ RUNS = "runs/norms"
 SEEDS = (1, 2, 3)  # of the networks of `undo_three`
 SHARES = (0.4, 0.6, 0.8)  # of the way from noise to data that a renewed person has left
 STEPS = 10  # of the flow, back to data
+FLOW_VOLUMES = 40_000
 VOLUMES = ("undo", "tbm", "tbm_pca")  # whose z `mean_volume` averages, on the template's grid
 LATENTS = ("latent", "restoration", "renewed", "quantised")  # `mean_latent`, in the person's
 
@@ -181,16 +182,18 @@ def load_nets(root: Path, study: Study) -> dict:
     vae.train(root, morph, f"{RUNS}/morph")
     vae.train_features(root, study)
     quantised.train(root, study, f"{RUNS}/quantised")
-    plan = study.diffusion.training
+    plan = replace(study.diffusion.training, volumes=FLOW_VOLUMES, ema=0.999, validate_every=5_000)
+    own = replace(study.diffusion, basis="members", components=160, training=plan)
+    own = replace(study, diffusion=own)  # it draws nobody: it may know its people by heart
     training.train_product(
-        root, f"{RUNS}/flow", "train flow of euploids", asdict(study.diffusion),
+        root, f"{RUNS}/flow", "train flow of euploids", asdict(own.diffusion),
         ("latents", "runs/vae"), diffusion.FLOW,
-        lambda device: (diffusion.FlowTask(root, study, device, (fit, held)), plan),
+        lambda device: (diffusion.study_task(root, own, device, (fit, held)), plan),
     )  # fmt: skip
     nets = {
         "morph": vae.load(root, f"{RUNS}/morph"), "vq": quantised.load(root, f"{RUNS}/quantised"),
         "features": vae.load_features(root / "runs/features"),
-        "flow": diffusion.restore(checkpoints.require(root / RUNS / "flow")),
+        "flow": diffusion.restore(own.diffusion, checkpoints.require(root / RUNS / "flow")["ema"]),
     }  # fmt: skip
     for seed in SEEDS:
         seeded = replace(study.undo, training=replace(study.undo.training, seed=seed))

@@ -1,0 +1,163 @@
+"""The product `components`: what is drawn of latents, and from whom it is learnt.
+
+A flow that has learnt nothing yet: basis, remainder, texture, and the effects of conditions.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dsnb import bids, dataset, further, latents, record, rivals, space, vae
+from dsnb.config import Diffusion, Study
+from dsnb.diffusion import texture
+from dsnb.diffusion.flow import Flow, Teachers, build, condition
+from dsnb.diffusion.samplers import draw
+from dsnb.distributed import keyed_noise
+
+CODE = ("diffusion", "dataset", "latents", "further", "rivals", "vae/metrics")
+OF_NETWORK = ("basis", "denoiser", "width", "blocks", "prediction")  # what a checkpoint must know
+STEP = 2.0  # SD of a component, to either side, in which a response is measured
+RIDGE = 0.03  # log volume an SD, below which a direction counts as moving no region [E]
+ROUNDS, PAIRS = 3, 16  # corrections of the effects, and drawn pairs behind each
+FEWEST_DS = 4  # below this the group is a constant
+
+
+def generator_rows(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that train the flow and those that choose when to stop.
+
+    With fewer than `FEWEST_DS` people with DS it learns euploids alone; that is said.
+    """
+    fit, held = (dataset.select(table, "euploid", split) for split in ("fit", "validation"))
+    ds = dataset.select(table, "DS", "generator-fit")
+    if len(ds) < FEWEST_DS:
+        record.say(f"diffusion: {len(ds)} people with DS, {FEWEST_DS} needed: euploids alone")
+        return fit, held
+    held_ds = dataset.select(table, "DS", "validation")
+    return np.concatenate([fit, ds]), np.concatenate([held, held_ds])
+
+
+def teachers(z: np.ndarray, table: pd.DataFrame, volumes: pd.DataFrame | None = None) -> Teachers:
+    """Return people with their log region volumes (none without a table of ml by person)."""
+    logs = np.zeros((len(table), 0))
+    if volumes is not None:
+        logs = np.log(volumes.loc[table["participant_id"], list(space.REGIONS)].to_numpy(float))
+    return Teachers(np.asarray(z), table, logs)
+
+
+def measure_texture(root: Path, study: Study) -> dict[str, np.ndarray]:
+    """Return what the VAE leaves of validation people's volumes, whom no network learnt from."""
+    rows = generator_rows(dataset.load_table(root))[1]
+    given = dataset.load_volumes(root)[rows].astype(np.float32)
+    drawn = vae.reconstruct(vae.load(root), given)
+    return texture.fit_texture(given, drawn, space.load_template(study.grid).brain)
+
+
+class Ruler:
+    """Draws brains of a flow and measures their log regions by registration to the template."""
+
+    def __init__(self, root: Path, study: Study, flow: Flow):
+        self.study, self.flow, self.decoder = study, flow, vae.load(root)
+        self.template = rivals.load_template(root)
+
+    def measure(self, z: torch.Tensor, textured: bool = False) -> np.ndarray:
+        """Return log region volumes (N, R) of latents (N, C, d, h, w)."""
+        drawn = vae.decode(self.decoder, z.numpy())
+        if textured:
+            rows = np.arange(len(drawn)) % (len(drawn) // 2)  # the same for both of a pair
+            noise = keyed_noise(drawn.shape[1:], 0, rows, 0, torch.device("cpu"), "texture")
+            drawn = texture.add_texture(torch.from_numpy(drawn), noise, self.flow).numpy()
+        return vae.region_logs(rivals.without_halo(drawn), self.template, self.study)
+
+    def response(self) -> np.ndarray:
+        """Return what an SD of each sure component does to log region volumes, (D, R)."""
+        sure = int(self.flow.sure)
+        steps = torch.zeros(2 * sure, len(self.flow.spread))
+        places = torch.arange(sure)
+        steps[places, places], steps[sure + places, places] = STEP, -STEP
+        logs = self.measure(self.flow.expand(steps))
+        return (logs[:sure] - logs[sure:]) / (2 * STEP)
+
+    def effect(self, table: pd.DataFrame) -> np.ndarray:
+        """Return what DS does to log regions (R,): each of `table` drawn with and without it."""
+        pair = [table, table.assign(group="euploid", stage="n/a")]
+        z = torch.cat([draw(self.flow, condition(some), 0, 10) for some in pair])
+        logs = self.measure(z, textured=True)
+        return (logs[: len(table)] - logs[len(table) :]).mean(0)
+
+
+def set_region_effects(ruler: Ruler, some: Teachers) -> list[float]:
+    """Correct the effect of DS along the sure components until regions change as in `some` people.
+
+    Least squares leave a part of the groups' difference outside a few directions. A round draws
+    pairs, measures them, and corrects by the damped response; returns the gap (log volume, root
+    mean square over regions) before each round.
+    """
+    flow, sure = ruler.flow, int(ruler.flow.sure)
+    ds = (some.table["group"] == "DS").to_numpy()
+    if not sure or not ds.any() or ds.all():
+        return []
+    design = np.column_stack([ds, np.ones(len(ds)), space.covariates(some.table)]).astype(float)
+    wanted = np.linalg.lstsq(design, some.regions, rcond=None)[0][0]
+    left, sizes, right = np.linalg.svd(ruler.response(), full_matrices=False)
+    back = right.T @ np.diag(sizes / (sizes**2 + RIDGE**2)) @ left.T
+    rows, gaps = np.flatnonzero(ds), []
+    drawn = some.table.iloc[rows[:: max(1, len(rows) // PAIRS)]]
+    for _ in range(ROUNDS):
+        lacking = wanted - ruler.effect(drawn)
+        gaps.append(float(np.sqrt((lacking**2).mean())))
+        more = torch.from_numpy(lacking @ back) * flow.condition_sd[0]
+        flow.effects[0, :sure] += more.to(flow.effects.dtype)
+    return gaps
+
+
+def make(root: Path, study: Study) -> None:
+    """Make the product `components` of the generator's people and of an open cohort.
+
+    Beside real scans there is no open cohort of their kind: components come from the people
+    themselves, who can then be told by them; that is said.
+    """
+    settings, phantom = study.diffusion, record.read_mark(root)["data"] == "phantom"
+    parents = ("prepared", "latents", "runs/vae")
+    if settings.basis == "public" and phantom:
+        further.encode(root, study)
+        rivals.register(root, study)
+        parents += (further.LATENTS, "deformation")
+    note = {name: getattr(settings, name) for name in ("basis", "components")}
+    note |= {"seed": settings.training.seed, "phantom": phantom}
+    product = record.begin(root, "components", "train diffusion", note, parents, CODE)
+    if product.done:
+        return
+    table, z, _, statistics = latents.load(root)
+    rows, others, volumes = generator_rows(table)[0], None, None
+    if settings.basis == "public" and not phantom:
+        record.say("diffusion: no open cohort beside real scans: components come from its people")
+    if settings.basis == "public" and phantom:
+        some, _, known = further.load(root, study)
+        others = known[np.flatnonzero(some["role"] == "public")]
+        volumes = bids.typed(bids.read_table(root / "deformation/volumes.tsv"))
+        volumes = volumes.set_index("participant_id")
+    fit = teachers(z[rows], table.iloc[rows], volumes)
+    fine = measure_texture(root, study)
+    flow = build(settings, fit, statistics, study.grid.affine, others, fine)
+    gaps = set_region_effects(Ruler(root, study, flow), fit) if others is not None else []
+    state = {key: value.numpy() for key, value in flow.state_dict().items() if "net." not in key}
+    np.savez(product.folder / "flow.npz", **state)
+    record.write_json(product.folder / "gaps.json", gaps)
+    product.finish()
+
+
+def load(root: Path, settings: Diffusion) -> Flow:
+    """Return the untrained flow of the product `components`."""
+    record.require(root, "components")
+    with np.load(root / "components" / "flow.npz", allow_pickle=False) as file:
+        return restore(settings, {name: torch.as_tensor(file[name]) for name in file})
+
+
+def restore(settings: Diffusion, state: dict) -> Flow:
+    """Return the flow of a state; one without a network has an untrained one."""
+    shape, frequencies = tuple(state["latent_shape"].tolist()), len(state["texture_power"])
+    flow = Flow(settings, len(state["spread"]), shape, frequencies)
+    flow.load_state_dict(state, strict=any(key.startswith("net.") for key in state))
+    return flow
