@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 
 from dsnb import bids, dataset, further, latents, record, rivals, space, vae
 from dsnb.config import Diffusion, Study
@@ -18,6 +19,7 @@ from dsnb.distributed import keyed_noise
 
 CODE = ("diffusion", "dataset", "latents", "further", "rivals", "vae/metrics")
 OF_NETWORK = ("basis", "denoiser", "width", "blocks", "prediction")  # what a checkpoint must know
+SHOWN = 60  # components of public people's volumes, whose latent directions are drawn
 STEP = 2.0  # SD of a component, to either side, in which a response is measured
 RIDGE = 0.03  # log volume an SD, below which a direction counts as moving no region [E]
 ROUNDS, PAIRS = 3, 16  # corrections of the effects, and drawn pairs behind each
@@ -71,13 +73,15 @@ class Ruler:
         return vae.region_logs(rivals.without_halo(drawn), self.template, self.study)
 
     def response(self) -> np.ndarray:
-        """Return what an SD of each sure component does to log region volumes, (D, R)."""
-        sure = int(self.flow.sure)
-        steps = torch.zeros(2 * sure, len(self.flow.spread))
-        places = torch.arange(sure)
-        steps[places, places], steps[sure + places, places] = STEP, -STEP
-        logs = self.measure(self.flow.expand(steps))
-        return (logs[:sure] - logs[sure:]) / (2 * STEP)
+        """Return what an SD along each moved direction does to log region volumes, (D, R)."""
+        steps = STEP * self.steps() / self.flow.spread
+        logs = self.measure(self.flow.expand(torch.cat([steps, -steps])))
+        return (logs[: len(steps)] - logs[len(steps) :]) / (2 * STEP)
+
+    def steps(self) -> torch.Tensor:
+        """Return an SD along each moved direction, in latents' units of the components (D, K)."""
+        moved = self.flow.moved
+        return moved * (moved * self.flow.spread).norm(dim=1, keepdim=True)
 
     def effect(self, table: pd.DataFrame) -> np.ndarray:
         """Return what DS does to log regions (R,): each of `table` drawn with and without it."""
@@ -88,15 +92,14 @@ class Ruler:
 
 
 def set_region_effects(ruler: Ruler, some: Teachers) -> list[float]:
-    """Correct the effect of DS along the sure components until regions change as in `some` people.
+    """Correct the effect of DS along the moved directions until regions change as in `some` people.
 
     Least squares leave a part of the groups' difference outside a few directions. A round draws
     pairs, measures them, and corrects by the damped response; returns the gap (log volume, root
     mean square over regions) before each round.
     """
-    flow, sure = ruler.flow, int(ruler.flow.sure)
-    ds = (some.table["group"] == "DS").to_numpy()
-    if not sure or not ds.any() or ds.all():
+    flow, ds = ruler.flow, (some.table["group"] == "DS").to_numpy()
+    if not ds.any() or ds.all():
         return []
     design = np.column_stack([ds, np.ones(len(ds)), space.covariates(some.table)]).astype(float)
     wanted = np.linalg.lstsq(design, some.regions, rcond=None)[0][0]
@@ -107,9 +110,25 @@ def set_region_effects(ruler: Ruler, some: Teachers) -> list[float]:
     for _ in range(ROUNDS):
         lacking = wanted - ruler.effect(drawn)
         gaps.append(float(np.sqrt((lacking**2).mean())))
-        more = torch.from_numpy(lacking @ back) * flow.condition_sd[0]
-        flow.effects[0, :sure] += more.to(flow.effects.dtype)
+        more = torch.from_numpy(lacking @ back).float() @ ruler.steps() / flow.spread
+        flow.effects[0] += more * flow.condition_sd[0]
     return gaps
+
+
+def shown_directions(decoder: vae.NormativeVae, z: np.ndarray, volumes: np.ndarray) -> np.ndarray:
+    """Return the latent directions (S, C, d, h, w) that principal components of volumes read.
+
+    The gradient, at the mean latent of these people, of the component's score of what is decoded.
+    Components of latents alone miss some of it: they weigh a latent by its variance.
+    """
+    support = decoder.support[0, 0].bool().numpy()
+    pca = PCA(min(SHOWN, len(z) // 4), random_state=0, svd_solver="randomized")
+    pca.fit(volumes[:, support].astype(np.float32))
+    middle = torch.from_numpy(z.mean(0, keepdims=True)).requires_grad_()
+    drawn = decoder.decode(middle)[0, 0][decoder.support[0, 0].bool()]
+    scores = torch.from_numpy(pca.components_) @ drawn
+    found = [torch.autograd.grad(score, middle, retain_graph=True)[0][0] for score in scores]
+    return torch.stack(found).numpy()
 
 
 def make(root: Path, study: Study) -> None:
@@ -134,8 +153,9 @@ def make(root: Path, study: Study) -> None:
     if settings.basis == "public" and not phantom:
         record.say("diffusion: no open cohort beside real scans: components come from its people")
     if settings.basis == "public" and phantom:
-        some, _, known = further.load(root, study)
-        others = known[np.flatnonzero(some["role"] == "public")]
+        some, scans, known = further.load(root, study)
+        public = np.flatnonzero(some["role"] == "public")
+        others = known[public], shown_directions(vae.load(root), known[public], scans[public])
         volumes = bids.typed(bids.read_table(root / "deformation/volumes.tsv"))
         volumes = volumes.set_index("participant_id")
     fit = teachers(z[rows], table.iloc[rows], volumes)
@@ -158,6 +178,7 @@ def load(root: Path, settings: Diffusion) -> Flow:
 def restore(settings: Diffusion, state: dict) -> Flow:
     """Return the flow of a state; one without a network has an untrained one."""
     shape, frequencies = tuple(state["latent_shape"].tolist()), len(state["texture_power"])
-    flow = Flow(settings, len(state["spread"]), shape, frequencies)
+    moved = len(state["moved"])
+    flow = Flow(settings, len(state["spread"]), shape, frequencies, moved)
     flow.load_state_dict(state, strict=any(key.startswith("net.") for key in state))
     return flow

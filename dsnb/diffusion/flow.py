@@ -28,11 +28,11 @@ class Flow(nn.Module):
 
     Latent statistics, basis, remainder, texture, conditioning statistics, ages and affine are
     buffers, so they are part of every checkpoint. Without components (`grid`) a component is a
-    latent position.
+    latent position. Conditions move components along `moved` (D, K) only, where it has rows.
     """
 
     def __init__(self, settings: Diffusion, components: int, latent_shape: tuple[int, ...],
-                 frequencies: int = 0):  # fmt: skip
+                 frequencies: int = 0, moved: int = 0):  # fmt: skip
         super().__init__()
         size, channels = int(np.prod(latent_shape)), latent_shape[0]
         on_grid = settings.basis == "grid"
@@ -40,18 +40,17 @@ class Flow(nn.Module):
         shapes = {
             "latent_mean": (channels, 1, 1, 1), "latent_sd": (channels, 1, 1, 1),
             "centre": (size,), "basis": (0 if on_grid else components, size),
-            "spread": (components,),
+            "spread": (components,), "moved": (moved, components),
             "condition_mean": (len(CONDITIONS),), "condition_sd": (len(CONDITIONS),),
             "effects": (len(CONDITIONS), components), "rest": (components,),
             "age_range": (2,), "affine": (4, 4),
             "left_spread": latent_shape, "left_mixing": (channels, channels),
-            "left_amplitude": latent_shape[1:], "texture": (2,),
+            "left_amplitude": latent_shape[1:], "texture": (2, texture.STEEPNESS),
             "texture_power": (frequencies,), "texture_frequency": (frequencies,),
         }  # fmt: skip
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("latent_shape", torch.tensor(latent_shape))
-        self.register_buffer("sure", torch.tensor(0))  # directions that conditions move, 0 for all
         self.prediction = settings.prediction
         conditions = len(CONDITIONS) + 1
         self.net = denoisers.build(settings, components, latent_shape, conditions)
@@ -139,58 +138,51 @@ def _directions(flat: np.ndarray, conditions: np.ndarray, regions: np.ndarray) -
     known, flat = np.column_stack([regions, conditions[:, 2:]])[euploid], flat[euploid]
     known = (known - known.mean(0)) / known.std(0).clip(1e-6)
     found = np.linalg.lstsq(known, flat - flat.mean(0), rcond=None)[0]
-    left, sizes, turned = np.linalg.svd(found, full_matrices=False)
+    _, sizes, turned = np.linalg.svd(found, full_matrices=False)
     return turned[sizes > 1e-3 * sizes[0]]
-
-
-def _basis(ahead: np.ndarray, taught: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Return an orthonormal basis (D + K, size) of latents.
-
-    First the directions `ahead` (D, size), turned so that people who teach (N, size, centred) have
-    them uncorrelated; then `count` components of what is left of those people.
-    """
-    codes = taught @ ahead.T
-    turn = np.linalg.eigh(codes.T @ codes)[1].T if len(ahead) else np.zeros((0, 0))
-    ahead = (turn @ ahead).astype(np.float32)
-    left = taught - taught @ ahead.T @ ahead
-    pca = PCA(count, svd_solver="full").fit(left)
-    return {"basis": np.concatenate([ahead, pca.components_])}
 
 
 def build(
     settings: Diffusion, teachers: Teachers, statistics: dict, affine: np.ndarray,
-    others: np.ndarray | None = None, fine: dict | None = None,
+    others: tuple[np.ndarray, np.ndarray] | None = None, fine: dict | None = None,
 ) -> Flow:  # fmt: skip
     """Return an untrained flow in the space of the teachers' latents.
 
-    The basis holds the directions of region volumes and components of `others` (M, C, d, h, w), a
-    quarter of whom show what it leaves out; without any it holds components of the teachers, who
-    then can be told by it. `fine` is what `texture.fit_texture` found.
+    `others` are latents (M, C, d, h, w) and directions of them (S, C, d, h, w) that volumes show.
+    The basis spans the directions of region volumes, those, and components of the others. Without
+    `others` it holds components of the teachers, who then can be told by it. `fine` is what `texture.fit_texture` found.
     """
-    z, people, regions = teachers
     mean, sd = (np.asarray(statistics[k]).reshape(-1, 1, 1, 1) for k in ("mean", "std"))
-    flat, known = (
-        ((some - mean) / sd).reshape(len(some), -1).astype(np.float32)
-        for some in (z, z if others is None else others)
-    )
+
+    def flatten(some: np.ndarray) -> np.ndarray:
+        return ((some - mean) / sd).reshape(len(some), -1).astype(np.float32)
+
+    z, people, regions = teachers
+    flat, size = flatten(z), z[0].size
     state = {"latent_mean": mean, "latent_sd": sd, "affine": affine, **(fine or {})}
-    state["centre"] = np.zeros(flat.shape[1], np.float32)
-    if settings.basis != "grid":
-        taught = known if others is None else np.delete(known, np.s_[::4], axis=0)
-        state["centre"] = taught.mean(0)
-        taught = taught - state["centre"]
-        ahead = np.zeros((0, flat.shape[1]), np.float32)
-        if others is not None:
-            ahead = _directions(flat, condition(people).numpy(), regions)
-        state |= _basis(ahead, taught, min(settings.components, len(taught) - 1))
-        state["sure"] = len(ahead)
-        if others is not None:
-            rest = known[::4] - state["centre"]
-            rest = rest - rest @ state["basis"].T @ state["basis"]
-            state |= texture.fit_remainder(rest.reshape(len(rest), *z.shape[1:]))
-    size = len(state.get("basis", ())) or flat.shape[1]
+    state["centre"], basis = np.zeros(size, np.float32), np.zeros((0, size), np.float32)
+    moved = np.zeros((0, size), np.float32)
+    if others is None and settings.basis != "grid":
+        state["centre"] = flat.mean(0)
+        count = min(settings.components, len(flat) - 1)
+        basis = PCA(count, svd_solver="full").fit(flat).components_
+    if others is not None:
+        known, shown = flatten(others[0]), (others[1] * sd).reshape(len(others[1]), size)
+        state["centre"], known = known.mean(0), known - known.mean(0)
+        moved = _directions(flat, condition(people).numpy(), regions)
+        basis = np.linalg.qr(np.concatenate([moved, shown]).T)[0].T
+        left = known - known @ basis.T @ basis
+        count = min(settings.components, len(known) - 1)
+        own = PCA(count, svd_solver="randomized", random_state=0).fit(left[::2]).components_
+        basis = np.linalg.qr(np.concatenate([basis, own]).T)[0].T
+        codes = known[1::2] @ basis.T  # turned until components of further people do not correlate
+        basis = (np.linalg.eigh(codes.T @ codes)[1].T[::-1] @ basis).astype(np.float32)
+        left = known - known @ basis.T @ basis
+        state |= texture.fit_remainder(left.reshape(len(left), *z.shape[1:]))
+        state["moved"] = moved @ basis.T
     frequencies = len((fine or {}).get("texture_power", ()))
-    flow = Flow(settings, size, z.shape[1:], frequencies)
+    flow = Flow(settings, len(basis) or size, z.shape[1:], frequencies, len(moved))
+    state["basis"] = basis if len(basis) else flow.basis
     for name, value in state.items():
         getattr(flow, name).copy_(torch.as_tensor(value))
     return refit(flow, teachers)
@@ -207,8 +199,9 @@ def refit(flow: Flow, teachers: Teachers) -> Flow:
     condition_sd = torch.where(condition_sd > 0, condition_sd, 1.0)
     standard = ((conditions - conditions.mean(0)) / condition_sd).numpy()
     effects, *_ = np.linalg.lstsq(standard, components, rcond=None)  # a constant gets none
-    if flow.sure:
-        effects[:, int(flow.sure) :] = 0
+    if len(flow.moved):
+        along = flow.moved.numpy()
+        effects = (effects * spread) @ along.T @ along / spread
     shift = middle @ flow.basis.numpy() if len(flow.basis) else middle
     state = {
         "centre": flow.centre.numpy() + shift, "spread": spread, "effects": effects,

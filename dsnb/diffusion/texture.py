@@ -11,6 +11,7 @@ import torch
 from dsnb import vae
 from dsnb.rivals import HALO
 
+STEEPNESS = 16  # steps of the slope, each with a variance of its own
 LEAST_SHARE = 1e-3  # of the mean variance of a field, below which a spread is not told from zero
 
 
@@ -68,17 +69,16 @@ def _edges(drawn: np.ndarray) -> np.ndarray:
 def fit_texture(given: np.ndarray, drawn: np.ndarray, brain: np.ndarray) -> dict[str, np.ndarray]:
     """Describe what a decoder leaves of unseen volumes (N, X, Y, Z): variance and spectrum.
 
-    The variance is a floor (the scanner's noise) plus a multiple of the squared slope of what was
-    drawn (edges that it draws blurred); two numbers, and a power a frequency.
+    The variance follows the squared slope of what was drawn, in steps of equal numbers of voxels:
+    the scanner's noise where it is flat, and edges that are drawn blurred; and a power a frequency.
     """
     left, slopes = given - drawn, _edges(drawn)
     x, y = slopes[:, brain].ravel(), (left[:, brain] ** 2).ravel()
-    edge = max(np.cov(x, y)[0, 1] / max(x.var(), 1e-12), 0.0)
-    floor = max(y.mean() - edge * x.mean(), LEAST_SHARE * y.mean())
-    standard = np.where(brain, left / np.sqrt(floor + edge * slopes), 0)
+    order = np.array_split(np.argsort(x), STEEPNESS)
+    curve = np.array([[x[part].mean() for part in order], [y[part].mean() for part in order]])
+    standard = np.where(brain, left / np.sqrt(np.interp(slopes, *curve)), 0)
     frequencies, power = vae.radial_spectrum(standard, brain)
-    return {"texture": np.array([floor, edge]), "texture_power": power,
-            "texture_frequency": frequencies}  # fmt: skip
+    return {"texture": curve, "texture_power": power, "texture_frequency": frequencies}
 
 
 def add_texture(drawn: torch.Tensor, noise: torch.Tensor, flow) -> torch.Tensor:
@@ -87,9 +87,9 @@ def add_texture(drawn: torch.Tensor, noise: torch.Tensor, flow) -> torch.Tensor:
     The faint rim that a decoder draws around a brain goes, since stripped scans have none.
     """
     radius = _shells(drawn.shape[1:])
-    power = np.interp(radius, flow.texture_frequency.cpu(), flow.texture_power.cpu())
+    power = np.interp(radius, flow.texture_frequency, flow.texture_power)
     shaped = torch.as_tensor(np.sqrt(power / power.mean()), dtype=torch.float32)
-    floor, edge = flow.texture.tolist()
-    slopes = torch.from_numpy(_edges(drawn.cpu().numpy()))
-    textured = drawn + torch.sqrt(floor + edge * slopes) * colour(noise, shaped)
+    variance = np.interp(_edges(drawn.numpy()), *flow.texture.numpy())
+    spread = torch.as_tensor(np.sqrt(variance), dtype=torch.float32)
+    textured = drawn + spread * colour(noise, shaped)
     return torch.where(drawn < HALO, 0, textured)
