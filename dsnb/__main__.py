@@ -30,6 +30,7 @@ from dsnb import (
 )
 from dsnb.checks import BadInput
 from dsnb.config import PRESETS, SMALL, Study
+from dsnb.health import samples
 
 VERBS = (
     "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "health",
@@ -43,10 +44,11 @@ class Command:
     """What to run, on which data; every other flag is a setting of the preset."""
 
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
-    # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root.
+    # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root; or
+    # synthetic, for the samples of a study.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
-    # norms, severity, shift, power, planted, hard, latents, subtypes or stages.
+    # norms, severity, shift, power, planted, hard, latents, subtypes, stages or synthesis.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
     # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
@@ -113,7 +115,11 @@ def run(command: Command) -> int:
         return check(command)
     if verb == "health":
         (word,) = expect(command, "one run folder", 1)
-        found = health.diagnose(health.find(word, record.find_root(command.data_root)))
+        root = record.find_root(command.data_root)
+        if word == "synthetic":
+            found = samples.diagnose(root, study)
+        else:
+            found = health.diagnose(health.find(word, root))
         print(health.as_text(found))
         return 2 if any(row["level"] == "wrong" for row in found) else 0
     if verb == "import" and command.source:
@@ -155,6 +161,7 @@ def run(command: Command) -> int:
         "search latents": lambda: search.compare_latents(root, study),
         "search subtypes": lambda: search.draw_subtypes(root, study),
         "search stages": lambda: search.stage_more(root, study),
+        "search synthesis": lambda: search.compare_generators(root, study),
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),

@@ -58,7 +58,8 @@ def make_task(settings: Diffusion = SETTINGS, others=None) -> task.FlowTask:
     regions[:, 0] += (z.reshape(len(z), -1) @ PATTERNS[0]) / 4
     sides = [flow.Teachers(z[rows], table.iloc[rows], regions[rows])
              for rows in task.generator_rows(table)]  # fmt: skip
-    return task.FlowTask(settings, CPU, *sides, statistics, np.eye(4), others)
+    model = flow.build(settings, sides[0], statistics, np.eye(4), others)
+    return task.FlowTask(settings, CPU, model, *sides)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_components_and_latents_invert_each_other():
     components = model.project(torch.from_numpy(z))
     np.testing.assert_allclose(model.expand(components).numpy(), z, atol=1e-3)
     fit = task.generator_rows(table)[0]
-    np.testing.assert_allclose(components[fit].std(0).numpy(), 1, atol=1e-4)
+    np.testing.assert_allclose(components[fit].std(0, correction=0).numpy(), 1, atol=1e-4)
 
 
 def test_untrained_flow_draws_the_conditional_gaussian_exactly():
@@ -201,7 +202,7 @@ def test_guidance_exaggerates_the_condition(trained):
 def test_every_sampler_draws_the_gaussian(name):
     """Samplers would be compared although one of them is wrong."""
     model = make_task().model
-    drawn = model.project(diffusion.draw(model, ask(3000, "DS"), 0, 40, sampler=name))
+    drawn = model.project(diffusion.draw(model, ask(3000, "DS"), 0, 200, sampler=name))
     standard = (ask(1, "DS") - model.condition_mean) / model.condition_sd
     np.testing.assert_allclose(drawn.mean(0), (standard @ model.effects)[0], atol=0.08)
     np.testing.assert_allclose(drawn.std(0), model.rest.sqrt(), rtol=0.06)
@@ -249,7 +250,7 @@ def test_predictions_differ_by_their_weight_alone():
         model = make_task(replace(SETTINGS, prediction=prediction)).model
         sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
         y = sine * batch[0] + cosine * start
-        found = model(y, angle, batch[1], torch.ones(64))
+        found = model(y, angle, batch[1], torch.ones(64)).detach()
         told = {"epsilon": (cosine * y - sine * found, start),
                 "sample": (sine * y + cosine * found, batch[0])}[prediction]  # fmt: skip
         wanted = (told[0] - told[1]).square().mean(1)
@@ -272,12 +273,13 @@ def test_a_unet_learns_on_the_whole_latent_grid(tmp_path):
     assert drawn.shape == (4, *SHAPE) and torch.isfinite(drawn).all()
 
 
-def public_people(count: int = 400) -> np.ndarray:
-    """Draw latents of others: the same patterns, and noise in all places."""
+def public_people(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Draw latents of others, the same patterns and noise in all places; and shown directions."""
     rng = np.random.default_rng(5)
     codes = rng.standard_normal((count, 6)) * [4, 3, 2, 2, 1, 1]
     noise = 0.5 * rng.standard_normal((count, 128))
-    return (3 + codes @ PATTERNS + noise).reshape(count, *SHAPE).astype(np.float32)
+    z = (3 + codes @ PATTERNS + noise).reshape(count, *SHAPE).astype(np.float32)
+    return z, PATTERNS[1:4].reshape(3, *SHAPE).astype(np.float32)
 
 
 def test_a_public_basis_keeps_the_effect_and_no_person():
@@ -304,7 +306,7 @@ def test_what_components_leave_out_is_drawn_again():
                    for some in (True, False))  # fmt: skip
     np.testing.assert_allclose(model.project(full), model.project(plain), atol=1e-2)
     left = (full - plain).flatten(1).std(0).mean().item()
-    assert left == pytest.approx(0.5, rel=0.1)  # the noise of public people
+    assert left == pytest.approx(0.5, rel=0.15)  # the noise of public people, less components
 
 
 def test_sample_is_the_same_in_any_batch(trained):

@@ -22,8 +22,8 @@ VAGUE = {"utils", "util", "helpers", "helper", "misc", "common"}
 # A module imports only modules named before it; a folder is one module.
 ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
-    "rivals", "distributed", "checkpoints", "training", "vae", "latents", "norms", "sites",
-    "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
+    "rivals", "distributed", "checkpoints", "training", "vae", "latents", "further", "norms",
+    "sites", "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
     "figures", "report", "readers", "pages", "launcher", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.

@@ -137,25 +137,27 @@ def make(root: Path, study: Study) -> None:
     Beside real scans there is no open cohort of their kind: components come from the people
     themselves, who can then be told by them; that is said.
     """
-    settings, phantom = study.diffusion, record.read_mark(root)["data"] == "phantom"
+    settings = study.diffusion
+    wanted = settings.basis == "public"
+    public = wanted and record.read_mark(root)["data"] == "phantom"
     parents = ("prepared", "latents", "runs/vae")
-    if settings.basis == "public" and phantom:
+    if public:
         further.encode(root, study)
         rivals.register(root, study)
         parents += (further.LATENTS, "deformation")
     note = {name: getattr(settings, name) for name in ("basis", "components")}
-    note |= {"seed": settings.training.seed, "phantom": phantom}
+    note |= {"seed": settings.training.seed, "public": public}
     product = record.begin(root, "components", "train diffusion", note, parents, CODE)
     if product.done:
         return
     table, z, _, statistics = latents.load(root)
     rows, others, volumes = generator_rows(table)[0], None, None
-    if settings.basis == "public" and not phantom:
+    if wanted and not public:
         record.say("diffusion: no open cohort beside real scans: components come from its people")
-    if settings.basis == "public" and phantom:
+    if public:
         some, scans, known = further.load(root, study)
-        public = np.flatnonzero(some["role"] == "public")
-        others = known[public], shown_directions(vae.load(root), known[public], scans[public])
+        open_ = np.flatnonzero(some["role"] == "public")
+        others = known[open_], shown_directions(vae.load(root), known[open_], scans[open_])
         volumes = bids.typed(bids.read_table(root / "deformation/volumes.tsv"))
         volumes = volumes.set_index("participant_id")
     fit = teachers(z[rows], table.iloc[rows], volumes)

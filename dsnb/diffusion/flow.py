@@ -150,7 +150,8 @@ def build(
 
     `others` are latents (M, C, d, h, w) and directions of them (S, C, d, h, w) that volumes show.
     The basis spans the directions of region volumes, those, and components of the others. Without
-    `others` it holds components of the teachers, who then can be told by it. `fine` is what `texture.fit_texture` found.
+    `others` it holds components of the teachers, who then can be told by it. `fine` is what
+    `texture.fit_texture` found.
     """
     mean, sd = (np.asarray(statistics[k]).reshape(-1, 1, 1, 1) for k in ("mean", "std"))
 

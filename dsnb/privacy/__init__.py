@@ -18,7 +18,7 @@ from dsnb.config import Study
 from dsnb.distributed import keyed_noise
 from dsnb.fidelity.realism import pooled
 from dsnb.privacy import attacks, copies
-from dsnb.privacy.gate import release
+from dsnb.privacy.gate import release, release_in_study
 from dsnb.space import GROUPS, load_template
 
 # The bars of a release; constants, since a bar that can be set is no bar.

@@ -1,8 +1,8 @@
 """Membership attacks: who trained a model, judged by the model, by its samples, or by a mean.
 
-Each gives every person a score that is lower for members, in a direction fixed in advance, and is
-judged within groups. The attacker knows further people of the same kind (`Known`): an open cohort
-of euploids, and some people with DS.
+Each gives every person a score that is lower for members, in a direction fixed in advance (of a
+model's loss in either: it may fit its people less well than others), and is judged within groups.
+The attacker knows further people of the same kind: an open cohort of euploids, and some with DS.
 """
 
 import tempfile
@@ -51,9 +51,16 @@ def found_at(members: np.ndarray, others: np.ndarray, share: float = FALSE_POSIT
     return float((members < np.quantile(others, share)).mean())
 
 
-def attack_row(name: str, on: str, members, others, member_ds, other_ds) -> dict:
-    """Return an attack's row; `on` says what the attacker holds. The bound is one-sided, 95 %."""
+def attack_row(
+    name: str, on: str, members, others, member_ds, other_ds, either: bool = False
+) -> dict:
+    """Return an attack's row; `on` says what the attacker holds. The bound is one-sided, 95 %.
+
+    With `either`, higher scores tell members as well as lower ones do.
+    """
     auc, error = attack_auc(members, others, member_ds, other_ds)
+    if either and auc < 0.5:
+        members, others, auc = -np.asarray(members), -np.asarray(others), 1 - auc
     upper = min(auc + norm.ppf(0.95) * error, 1.0)
     return {"attack": name, "on": on, "members": len(members), "others": len(others), "auc": auc,
             "se": error, "upper": upper, "found_at_1_pct": found_at(members, others)}  # fmt: skip
@@ -152,7 +159,7 @@ def on_flow(root: Path, study: Study, members: People, others: People) -> list[d
         beside = seen["own"]["loss"] - seen["reference"]["loss"]
         found.append(seen["own"] | {"loss beside a reference": beside})
     return [attack_row(name, "diffusion model", found[0][name], found[1][name], members.ds,
-                       others.ds) for name in found[0]]  # fmt: skip
+                       others.ds, either=True) for name in found[0]]  # fmt: skip
 
 
 def on_samples(

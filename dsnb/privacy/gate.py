@@ -140,6 +140,20 @@ def release(root: Path, study: Study, out: Path, raw: Path | None = None) -> lis
     return []
 
 
+def release_in_study(root: Path, study: Study, raw: Path | None = None) -> str:
+    """Write the release of a study beside its products, as its page does; say what came of it.
+
+    An older release goes first: a failed audit leaves none.
+    """
+    out = root / "release"
+    shutil.rmtree(out, ignore_errors=True)
+    reasons = release(root, study, out, raw)
+    if reasons:
+        return "Nothing was released: " + "; ".join(reasons)
+    scans = len([*out.glob("sub-*/anat/*.nii.gz")])
+    return f"{scans} synthetic brains were released as BIDS into the folder `release`."
+
+
 def _describe(
     folder: Path, table: pd.DataFrame, left_out: dict, results: dict, study: Study, terms: str,
     drawn: int,

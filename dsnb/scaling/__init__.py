@@ -2,6 +2,7 @@
 
 from dsnb.scaling.cost import bench_cost, calculate, measure
 from dsnb.scaling.ledgers import (
+    read_generators,
     read_hard,
     read_latents,
     read_norms,

@@ -18,6 +18,7 @@ from dsnb.search import (
     shift,
     stages,
     subtypes,
+    synthesis,
 )
 
 
@@ -27,6 +28,15 @@ def _unfold(rows: pd.DataFrame, inside: str, **named: str) -> list[dict]:
         {new: row[old] for new, old in named.items()} | one
         for row in rows.to_dict("records") for one in row[inside]
     ]  # fmt: skip
+
+
+def read_generators(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a generator: error, attack on its weights, nearness of samples; and about it."""
+    rows, about = read_rows(synthesis.LEDGER, synthesis.CODE, data)
+    if not len(rows):
+        return pd.DataFrame(), about
+    numbers = pd.DataFrame(rows["numbers"].tolist(), index=rows.index)
+    return pd.concat([rows[["variant"]], numbers], axis=1).reset_index(drop=True), about
 
 
 def read_norms(data: str) -> tuple[pd.DataFrame, dict]:

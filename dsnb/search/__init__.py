@@ -11,4 +11,5 @@ from dsnb.search.severity import trace
 from dsnb.search.shift import scan_sites
 from dsnb.search.stages import stage_more
 from dsnb.search.subtypes import draw_subtypes
+from dsnb.search.synthesis import compare_generators
 from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
