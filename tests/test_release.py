@@ -16,7 +16,10 @@ from dsnb.space import REGIONS
 
 PEOPLE = 6
 HEADLINE = {"release": True, "copies_recalled": 1.0, "false_alarms": 0.0, "near_copies": 0.01,
-            "attack_auc_upper": 0.55, "overfit_attack_auc": 0.99}  # fmt: skip
+            "attack_auc_upper": 0.55, "overfit_attack_auc": 0.99,
+            "release_weights": False}  # fmt: skip
+ATTACKS = [{"attack": "mean", "on": "VAE", "members": 200, "others": 300, "auc": 0.7, "se": 0.02,
+            "upper": 0.75, "found_at_1_pct": 0.1}]  # fmt: skip
 
 
 def make_root(folder, flagged=(), verdict=True, data="phantom"):
@@ -46,7 +49,8 @@ def make_root(folder, flagged=(), verdict=True, data="phantom"):
     tables = {
         "audit_failed": [] if verdict is True else ["members can be told"],
         "audit_flagged": [{"participant_id": name, "score": -4.0} for name in flagged],
-        "audit_verdict": privacy.PASSED, "effects": [],
+        "audit_verdict": privacy.PASSED, "effects": [], "audit_attacks": ATTACKS,
+        "audit_training_people_near": 0.01,
     }  # fmt: skip
     record.write_json(root / "results" / "08_fidelity.json", {
         "data": data, "headline": HEADLINE | {"release": verdict}, "tables": tables,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import cdist
-from scipy.stats import norm
+from scipy.stats import gumbel_l
 from sklearn.decomposition import PCA
 
 from dsnb import vae
@@ -84,14 +84,15 @@ class Library:
 class Detector:
     """Score candidates by nearness, standardised on unseen people A (n, S); low is near.
 
-    The threshold is the `tail` quantile of a normal fitted to A: an empirical quantile that low
-    would rest on a single person.
+    The threshold is the `tail` quantile of a Gumbel distribution with the mean and SD of A's
+    scores: the least of several is skewed, and an empirical quantile would rest on one person.
     """
 
     def __init__(self, unseen: np.ndarray, tail: float):
         self.centre, self.spread = unseen.mean(0), unseen.std(0)
         scores = self.score(unseen)
-        self.threshold = norm.ppf(tail, scores.mean(), scores.std())
+        scale = scores.std() * np.sqrt(6) / np.pi
+        self.threshold = gumbel_l.ppf(tail, scores.mean() + np.euler_gamma * scale, scale)
 
     def score(self, nearest: np.ndarray) -> np.ndarray:
         """Return the nearest of the standardised distances (n,) of log ratios (n, S)."""
