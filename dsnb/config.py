@@ -246,8 +246,8 @@ SMOKE = Study(
     Diffusion(components=12, width=64, blocks=1, steps=5, synthetic=8,
               training=Training(volumes=4096, batch=64, lr=1e-4, checkpoint_every=2048,
                                 validate_every=2048)),
-    Release(components=6, attack_components=20, neighbours=2, pairs=2, reconstructions=3, copies=4, draws=2,
-            overfit_people=6, overfit_volumes=8_192, bootstraps=100),
+    Release(components=6, attack_components=20, neighbours=2, pairs=2, reconstructions=3, copies=4,
+            draws=2, overfit_people=6, overfit_volumes=8_192, bootstraps=100),
     Search(trials=2, volumes=16),
     Scaling(rounds=2, steps=2, parity_steps=4),
 )  # fmt: skip

@@ -453,3 +453,44 @@ def test_another_vae_is_refused(walk):
         diffusion.sample(root, other)
     with pytest.raises(BadInput, match=r"E-MISMATCH.*runs/vae"):
         diffusion.load(root)
+
+
+def test_further_people_are_those_asked_for_in_any_share(walk):
+    """`sample FOLDER` would draw others than were asked for, or others again in an array job."""
+    root, study = walk
+    diffusion.train(root, study)
+    asked = diffusion.Asked(6, "DS", (40.0, 50.0), 3)
+    diffusion.sample_more(root, study, root / "whole", asked)
+    for share in ("2/2", "1/2"):
+        diffusion.sample_more(root, study, root / "shares", asked, share)
+    people = bids.typed(bids.read_table(root / "whole/participants.tsv"))
+    assert (people["group"] == "DS").all() and people["age"].between(40, 50).all()
+    assert len(people) == 6 and people["age"].nunique() > 3
+    scans = [sorted((root / name).glob("sub-*/anat/*.nii.gz")) for name in ("whole", "shares")]
+    assert len(scans[0]) == len(scans[1]) == 6
+    for one, two in zip(*scans):
+        np.testing.assert_array_equal(bids.load_volume(one)[0], bids.load_volume(two)[0])
+    other = asked._replace(seed=4)
+    with pytest.raises(BadInput, match="E-EXISTS"):
+        diffusion.sample_more(root, study, root / "whole", other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [(diffusion.Asked(2, "DS", (5.0, 20.0)), "E-AGE"), (diffusion.Asked(2, "other"), "E-GROUP")],
+)
+def test_people_it_never_learnt_are_refused(walk, asked, code):
+    """Somebody would take a brain of an age or group that the generator never saw for one."""
+    root, study = walk
+    diffusion.train(root, study)
+    with pytest.raises(BadInput, match=code):
+        diffusion.sample_more(root, study, root / "out", asked)
+    assert not (root / "out").exists()
+
+
+def test_ages_are_read_as_a_range():
+    """`--age 40-60` would be taken for another wish, or for none."""
+    assert diffusion.parse_ages("40:60") == (40.0, 60.0) and diffusion.parse_ages("") is None
+    for wrong in ("40", "60:40", "a:b", "-3:20", "40:1000"):
+        with pytest.raises(BadInput, match="E-AGE"):
+            diffusion.parse_ages(wrong)

@@ -1,15 +1,23 @@
 """The gate: what passes leaves whole, under new headers; everything else stays, with a reason."""
 
+import gzip
 import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 from dsnb import __main__ as command_line
-from dsnb import bids, privacy, record
+from dsnb import bids, checkpoints, privacy, record
 from dsnb.checks import BadInput
 from dsnb.privacy import gate
 from dsnb.space import REGIONS
@@ -161,3 +169,68 @@ def test_samples_of_real_people_go_under_the_terms_of_their_sources(licence, tmp
     assert gate.release(root, tiny.STUDY, out, raw) == []
     assert (out / "LICENSE").read_text() == "CC0\n"
     assert "digital phantom" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_weights_go_only_where_no_attack_tells_members(allowed, tmp_path, monkeypatch):
+    """G25. Falls: that a VAE which remembers its people leaves with the samples."""
+    root, out = make_root(tmp_path / "root"), tmp_path / "out"
+    path = root / "results" / "08_fidelity.json"
+    results = json.loads(path.read_text())
+    results["headline"]["release_weights"] = allowed
+    record.write_json(path, results)
+    payload = {"ema": {"layer.weight": torch.arange(6.0).reshape(2, 3)},
+               "identity": {"settings": {"width": 8}}}  # fmt: skip
+    monkeypatch.setattr(gate.checkpoints, "require", lambda run: payload)
+    assert gate.release(root, tiny.STUDY, out) == []
+    card = (out / "MODEL.md").read_text()
+    assert "| mean | VAE | 200 | 300 | 0.70 | 0.75 | 0.10 |" in card
+    assert (out / "weights").is_dir() == allowed and ("not here" in card) != allowed
+    if allowed:
+        weights = load_file(out / "weights" / "vae.safetensors")
+        assert torch.equal(weights["layer.weight"], payload["ema"]["layer.weight"])
+        assert json.loads((out / "weights/vae.json").read_text()) == {"width": 8}
+
+
+def test_a_release_is_valid_bids(tmp_path):
+    """Falls: that others can read the cohort: the BIDS validator finds an error in it."""
+    validator = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
+    if not validator:
+        pytest.skip("bids-validator-deno is not installed: pip install -e '.[dev]'")
+    root, out = make_root(tmp_path / "root"), tmp_path / "out"
+    assert gate.release(root, tiny.STUDY, out) == []
+    words = [validator, str(out), "--format", "json"]
+    answer = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    issues = json.loads(answer.stdout)["issues"]["issues"]
+    errors = [(issue["code"], issue["location"]) for issue in issues
+              if issue["severity"] == "error"]  # fmt: skip
+    assert errors == []
+
+
+def test_a_header_of_a_release_tells_nothing(tmp_path):
+    """P01. Falls: new headers; a name in one would leave with every brain, inside gzip."""
+    root, out = make_root(tmp_path / "root"), tmp_path / "out"
+    assert gate.release(root, tiny.STUDY, out) == []
+    for path in (p for p in out.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            assert content[3] == 0 and content[4:8] == bytes(4)  # neither file name nor time
+            content = gzip.decompress(content)
+        assert str(root).encode() not in content and b"sub-0" not in content
+
+
+@pytest.mark.parametrize("member", ["../out.txt", "link"])
+def test_an_archive_is_no_cohort_and_no_model(member, tmp_path):
+    """P10. Falls: that nothing is unpacked: an archive as data or as a model writes nothing."""
+    bundle = tmp_path / "bundle.zip"
+    with zipfile.ZipFile(bundle, "w") as archive:
+        archive.writestr(member, "x" * 10)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match=r"E-PATH bundle\.zip"):
+        command_line.run(command_line.parse(["import", "--raw", str(bundle), "--preset", "smoke",
+                                             "--data-root", str(tmp_path / "root")]))  # fmt: skip
+    shutil.copy(bundle, tmp_path / "seen-000000008-0123456789abcdef.pt")
+    with pytest.raises(ValueError, match="digest"):
+        checkpoints.load(tmp_path / "seen-000000008-0123456789abcdef.pt")
+    (tmp_path / "seen-000000008-0123456789abcdef.pt").unlink()
+    assert sorted(tmp_path.rglob("*")) == before

@@ -120,7 +120,7 @@ def sample_more(root: Path, study: Study, out: Path, asked: Asked, shard: str = 
     settings = {name: getattr(study.diffusion, name) for name in SAMPLING} | {"seed": asked.seed}
     if (out / "participants.tsv").is_file():
         there = bids.typed(bids.read_table(out / "participants.tsv"))
-        if not there[["participant_id", "age"]].equals(people[["participant_id", "age"]]):
+        if any(there[name].tolist() != people[name].tolist() for name in ("participant_id", "age")):
             fix = "name a new folder"
             raise BadInput("E-EXISTS", out.name, "the folder", "other people", "these", fix)
     bids.write_table(out / "participants.tsv", people)
