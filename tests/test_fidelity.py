@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from dsnb import fidelity
 from dsnb.config import Release
@@ -135,3 +136,66 @@ def test_too_few_people_are_named():
     """Would fall: that a small cohort gives a reason instead of a number."""
     assert fidelity.too_few({"real DS": 3, "real euploid": 90}) == "3 people in real DS, 5 needed"
     assert fidelity.too_few({"real DS": 5}) is None
+
+
+def test_regions_that_go_together_are_seen_to():
+    """Would fall: that samples keep how regions vary together, beside what real halves agree in."""
+    rng = np.random.default_rng(0)
+    mixing = np.eye(len(REGIONS)) + 0.4 * rng.normal(size=(len(REGIONS), len(REGIONS)))
+
+    def mixed(some: morphology.People, mixing: np.ndarray) -> morphology.People:
+        return some._replace(logs=some.logs @ mixing)
+
+    real = mixed(_cohort(200, 100, 1), mixing)
+    alike = morphology.covariance(real, mixed(_cohort(200, 200, 2), mixing), SETTINGS)
+    apart = morphology.covariance(real, _cohort(200, 200, 3), SETTINGS)
+    assert alike["agreement"] > 0.9 and alike["floor"] > 0.8 and apart["agreement"] < 0.6
+    flat = morphology.covariance(real, real._replace(logs=0.5 * real.logs), SETTINGS)
+    assert flat["sd_ratio"] == pytest.approx(0.5)
+
+
+def test_slopes_of_age_are_those_planted():
+    """Would fall: what age does to synthetic brains."""
+    some = _cohort(400, 400, 4)
+    rows = morphology.age_slopes({"real": some, "synthetic": some._replace(logs=2 * some.logs)})
+    for row in rows:
+        assert abs(row["real"] + 0.05) < 4 * row["real_se"]
+        assert row["synthetic"] == pytest.approx(2 * row["real"])
+
+
+def test_a_request_that_is_ignored_shows_in_the_age_that_is_read():
+    """Would fall: requested against measured age; ages are read by a model of real people."""
+    sides = {"kept": _cohort(300, 300, 6), "ignored": _cohort(300, 300, 7)}
+    shuffled = np.random.default_rng(0).permutation(600)
+    codes = sides["ignored"].covariates.copy()
+    codes[:, 0] = codes[shuffled, 0]
+    sides["ignored"] = sides["ignored"]._replace(covariates=codes)
+    rows = morphology.measured_age(_cohort(300, 300, 5), sides)
+    found = {(row["people"], row["group"]): row["correlation"] for row in rows}
+    assert min(found["kept", "euploid"], found["kept", "DS"]) > 0.5
+    assert abs(found["ignored", "euploid"]) < 0.2
+
+
+def test_samples_help_where_people_are_few():
+    """Would fall: the gain of real and synthetic people over real ones alone."""
+    rng = np.random.default_rng(8)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        ds = np.repeat([False, True], count)
+        return rng.normal(size=(2 * count, 30)) + np.outer(ds, np.full(30, 0.35)), ds
+
+    test, settings = draw(150), SETTINGS
+    rows = realism.augmentation(draw(100), draw(200), test, settings)
+    gains = {row["real people a group"]: row["gain"] for row in rows}
+    assert gains[10] > 0.05 and gains[10] > gains[90] - 0.02
+    noise = rng.normal(size=(400, 30)), np.repeat([False, True], 200)
+    assert realism.augmentation(draw(100), noise, test, settings)[0]["gain"] < 0.05
+
+
+def test_blur_shows_in_the_detail_of_a_brain():
+    """Would fall: KID of fine detail, the only one that sees blur."""
+    rng, brain = np.random.default_rng(9), np.ones((24, 24, 24), bool)
+    sharp = rng.normal(size=(6, 24, 24, 24))
+    soft = ndimage.gaussian_filter(sharp, (0, 1, 1, 1))
+    one, two = (realism.detail(some, brain) for some in (sharp, soft))
+    assert (two[:, 4:8] < one[:, 4:8] - 2).all() and (two[:, 8:] < one[:, 8:]).all()
