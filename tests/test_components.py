@@ -95,7 +95,7 @@ def test_directions_of_regions_do_not_know_people_with_ds():
 
 
 def test_components_of_an_open_cohort_do_not_correlate():
-    """Falls: that independent noise draws whole brains: correlated components would lose variance."""
+    """Falls: that independent noise draws whole brains: correlated components lose variance."""
     z, shown = others(600)
     z[:, 0] += 2 * z[:, 1]
     model = flow.build(SETTINGS, teachers(), STATISTICS, np.eye(4), (z, shown))
