@@ -84,6 +84,13 @@ def test_a_copy_lies_at_no_distance(library):
     assert (whose == 17).all() and near.max() < np.log(0.01)
 
 
+def test_between_two_people_is_at_neither(library):
+    """Would fall: the ratio of the nearest to the second; half-way between two is near to both."""
+    one, two = _people(40, 0)[[4, 9]]
+    between, copy = (library.nearest(v[None])[0][0, 0] for v in ((one + two) / 2, one))
+    assert between > -0.5 and copy < -3
+
+
 def test_a_brain_in_the_middle_is_no_copy(library):
     """Would fall: near_copies; what is near to everybody, as a mean is, would be flagged."""
     middle = _people(40, 0).mean(0, keepdims=True) + 0.3 * (_people(1, 8) - _people(40, 0).mean(0))
