@@ -276,10 +276,15 @@ def diagnose(folder: Path) -> list[dict[str, str]]:
             finding, seen = "none", "not judged before the above is mended"
         else:
             finding, seen = check(run)
-        level, means, fix = ADVICE.get(finding, (finding or "ok", "", ""))
-        row = {"check": name, "level": level, "finding": finding if means else "", "seen": seen}
-        rows.append(row | {"means": means, "try": fix})
+        rows.append(answer(name, finding, seen, ADVICE))
     return rows
+
+
+def answer(check: str, finding: str, seen: str, advice: dict) -> dict[str, str]:
+    """Return the row of a check: its light, what was found and seen, what that means, a way out."""
+    level, means, fix = advice.get(finding, (finding or "ok", "", ""))
+    row = {"check": check, "level": level, "finding": finding if means else "", "seen": seen}
+    return row | {"means": means, "try": fix}
 
 
 def as_text(rows: list[dict[str, str]]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from dsnb import dataset, diffusion, latents, training
 from dsnb.config import Study
 from dsnb.fidelity.realism import pooled
+from dsnb.health import answer
 from dsnb.space import GROUPS, Grid, load_template
 from dsnb.vae import radial_spectrum
 
@@ -110,9 +111,4 @@ def diagnose(root: Path, study: Study) -> list[dict[str, str]]:
         {g: drawn[np.flatnonzero((made["group"] == g).to_numpy())] for g in GROUPS},
     )
     found |= judge(cohorts, study.grid, load_template(study.grid).brain)
-    answers = []
-    for check, (finding, seen) in found.items():
-        level, means, fix = ADVICE.get(finding, (finding or "ok", "", ""))
-        row = {"check": check, "level": level, "finding": finding if means else "", "seen": seen}
-        answers.append(row | {"means": means, "try": fix})
-    return answers
+    return [answer(check, *told, ADVICE) for check, told in found.items()]
