@@ -12,7 +12,7 @@ from dsnb import bids, dataset, fidelity, latents, record, rivals, vae
 from dsnb.anomaly import people, tuning, undo
 from dsnb.anomaly.people import Source
 from dsnb.config import Maps, Undo, replace
-from dsnb.diffusion.flow import FlowTask
+from dsnb.diffusion import components
 from dsnb.fidelity.realism import fit_features
 from dsnb.norms import Calibration, ComponentNorm
 
@@ -27,6 +27,8 @@ STUDY = replace(
         template_rounds=1, processes=1,
     ),
     undo=Undo(24, (4, 4), replace(SHORT, batch=4)),
+    # Public people are of no split; the generator's own are those who could be test people.
+    diffusion=replace(tiny.STUDY.diffusion, basis="members"),
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -83,7 +85,9 @@ def fit_latent_scale(root: Path) -> list:
 def fit_flow(root: Path) -> list:
     """Fit components, conditions and effects of the diffusion model."""
     torch.manual_seed(0)
-    return list(FlowTask(root, STUDY, CPU).model.state_dict().values())
+    shutil.rmtree(root / "components", ignore_errors=True)
+    components.make(root, STUDY)
+    return list(components.load(root, STUDY.diffusion).state_dict().values())
 
 
 def fit_template(root: Path) -> list:
