@@ -125,8 +125,8 @@ def fit_component_norm(root: Path) -> list:
 
 
 def fit_feature_space(root: Path) -> list:
-    """Fit the features of fidelity and privacy."""
-    rows = fidelity.basis(dataset.load_table(root))
+    """Fit features on the people who teach those of fidelity (voxels are taught by others)."""
+    rows = np.concatenate([*fidelity.generator_people(dataset.load_table(root)).values()])
     pca = fit_features(dataset.load_volumes(root)[rows], STUDY.grid, 4)
     return [pca.mean_, pca.components_, pca.explained_variance_]
 
