@@ -48,7 +48,7 @@ class Command:
     # synthetic, for the samples of a study.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
-    # norms, severity, shift, power, planted, hard, latents, subtypes, stages or synthesis.
+    # norms, severity, shift, power, planted, hard, latents, subtypes, stages, synthesis, sharpness.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
     # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
@@ -162,6 +162,7 @@ def run(command: Command) -> int:
         "search subtypes": lambda: search.draw_subtypes(root, study),
         "search stages": lambda: search.stage_more(root, study),
         "search synthesis": lambda: search.compare_generators(root, study),
+        "search sharpness": lambda: search.compare_sharpness(root, study),
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),

@@ -157,7 +157,7 @@ class Diffusion:
     drop_condition: float = 0.1  # share of rows trained without condition, for guidance
     sampler: Literal["euler", "ddim", "ddpm"] = "euler"
     steps: int = 20  # of the sampler
-    guidance: float = 1.0  # 2 exaggerated the disease in our trials
+    guidance: float = 0.0  # 0: as strong as it is in validation people
     synthetic: int = 100  # volumes a group
     training: Training = field(
         default_factory=lambda: Training(

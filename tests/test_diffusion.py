@@ -12,7 +12,7 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from dsnb import bids, config, dataset, diffusion, latents, record, training, vae
 from dsnb.checks import BadInput
 from dsnb.config import Diffusion, Training
-from dsnb.diffusion import flow, samplers, synthesis, task
+from dsnb.diffusion import flow, guidance, samplers, synthesis, task
 from dsnb.distributed import Noise
 
 CPU = torch.device("cpu")
@@ -419,12 +419,25 @@ def test_walk_from_latents_to_a_synthetic_cohort(walk):
     description = json.loads((root / "synthetic/dataset_description.json").read_text())
     assert description["GeneratedBy"]
     found = diffusion.evaluate(root, study)
-    slopes = [row["effect_slope"] for row in found["tables"]["guidance"]]
-    assert np.isfinite(slopes).all()
+    assert found["tables"]["guidance"] == [] and found["headline"]["guidance"] == 1  # too few
     assert found["headline"]["sampler_steps"] == 2
     assert found["headline"]["spectrum_error_db"] > 0
     assert found["timing"]["seconds_per_volume"] > 0
     record.plain(found)  # refuses NaN
+
+
+@pytest.mark.parametrize("slopes, asked, chosen", [
+    ({0.75: 0.7, 1.0: 0.93, 1.25: 1.2}, 0.0, 1.0), ({0.75: 1.1, 1.0: 1.5}, 0.0, 0.75),
+    ({}, 0.0, 1.0), ({1.0: 1.0}, 1.5, 1.5),
+])  # fmt: skip
+def test_guidance_is_that_of_validation_people(slopes, asked, chosen, monkeypatch):
+    """Samples would exaggerate the disease (slope 1.8 at guidance 2), or lose it."""
+    rows = [{"guidance": name, "effect_slope": slope} for name, slope in slopes.items()]
+    monkeypatch.setattr(guidance, "guidance_table", lambda root, study: rows)
+    study = config.load_study("small")
+    study = replace(study, diffusion=replace(study.diffusion, guidance=asked))
+    found = guidance.settle(None, study, 7)
+    assert found == {"sampler": "euler", "steps": 20, "guidance": chosen, "seed": 7}
 
 
 def test_killed_sampling_goes_on_to_the_same_cohort(walk):

@@ -2,12 +2,12 @@
 
 from dsnb.diffusion.components import FEWEST_DS, generator_rows, restore
 from dsnb.diffusion.flow import CONDITIONS, Flow, Teachers, condition, refit, velocity_error
-from dsnb.diffusion.quality import evaluate, guidance_table
+from dsnb.diffusion.guidance import guidance_table
+from dsnb.diffusion.quality import evaluate
 from dsnb.diffusion.samplers import SAMPLERS, draw
 from dsnb.diffusion.synthesis import (
     Asked,
     bootstrap_people,
-    finish,
     parse_ages,
     sample,
     sample_more,

@@ -1,6 +1,6 @@
 """The product `components`: what is drawn of latents, and from whom it is learnt.
 
-A flow that has learnt nothing yet: basis, remainder, texture, and the effects of conditions.
+A flow that has learnt nothing yet: basis, remainder, gain, and the effects of conditions.
 """
 
 from pathlib import Path
@@ -12,10 +12,9 @@ from sklearn.decomposition import PCA
 
 from dsnb import bids, dataset, further, latents, record, rivals, space, vae
 from dsnb.config import Diffusion, Study
-from dsnb.diffusion import texture
+from dsnb.diffusion import remainder
 from dsnb.diffusion.flow import Flow, Teachers, build, condition
 from dsnb.diffusion.samplers import draw
-from dsnb.distributed import keyed_noise
 
 CODE = ("diffusion", "dataset", "latents", "further", "rivals", "vae/metrics")
 OF_NETWORK = ("basis", "denoiser", "width", "blocks", "prediction")  # what a checkpoint must know
@@ -48,12 +47,12 @@ def teachers(z: np.ndarray, table: pd.DataFrame, volumes: pd.DataFrame | None = 
     return Teachers(np.asarray(z), table, logs)
 
 
-def measure_texture(root: Path, study: Study) -> dict[str, np.ndarray]:
-    """Return what the VAE leaves of validation people's volumes, whom no network learnt from."""
+def measure_gain(root: Path, study: Study) -> dict[str, np.ndarray]:
+    """Return what sharpens the VAE's drawing of validation people, whom no network learnt from."""
     rows = generator_rows(dataset.load_table(root))[1]
     given = dataset.load_volumes(root)[rows].astype(np.float32)
     drawn = vae.reconstruct(vae.load(root), given)
-    return texture.fit_texture(given, drawn, space.load_template(study.grid).brain)
+    return remainder.fit_gain(given, drawn, space.load_template(study.grid).brain)
 
 
 class Ruler:
@@ -63,13 +62,9 @@ class Ruler:
         self.study, self.flow, self.decoder = study, flow, vae.load(root)
         self.template = rivals.load_template(root)
 
-    def measure(self, z: torch.Tensor, textured: bool = False) -> np.ndarray:
+    def measure(self, z: torch.Tensor) -> np.ndarray:
         """Return log region volumes (N, R) of latents (N, C, d, h, w)."""
-        drawn = vae.decode(self.decoder, z.numpy())
-        if textured:
-            rows = np.arange(len(drawn)) % (len(drawn) // 2)  # the same for both of a pair
-            noise = keyed_noise(drawn.shape[1:], 0, rows, 0, torch.device("cpu"), "texture")
-            drawn = texture.add_texture(torch.from_numpy(drawn), noise, self.flow).numpy()
+        drawn = self.flow.finish(vae.decode(self.decoder, z.numpy()))
         return vae.region_logs(rivals.without_halo(drawn), self.template, self.study)
 
     def response(self) -> np.ndarray:
@@ -87,7 +82,7 @@ class Ruler:
         """Return what DS does to log regions (R,): each of `table` drawn with and without it."""
         pair = [table, table.assign(group="euploid", stage="n/a")]
         z = torch.cat([draw(self.flow, condition(some), 0, 10) for some in pair])
-        logs = self.measure(z, textured=True)
+        logs = self.measure(z)
         return (logs[: len(table)] - logs[len(table) :]).mean(0)
 
 
@@ -161,7 +156,7 @@ def make(root: Path, study: Study) -> None:
         volumes = bids.typed(bids.read_table(root / "deformation/volumes.tsv"))
         volumes = volumes.set_index("participant_id")
     fit = teachers(z[rows], table.iloc[rows], volumes)
-    fine = measure_texture(root, study)
+    fine = measure_gain(root, study)
     flow = build(settings, fit, statistics, study.grid.affine, others, fine)
     gaps = set_region_effects(Ruler(root, study, flow), fit) if others is not None else []
     state = {key: value.numpy() for key, value in flow.state_dict().items() if "net." not in key}
@@ -179,7 +174,7 @@ def load(root: Path, settings: Diffusion) -> Flow:
 
 def restore(settings: Diffusion, state: dict) -> Flow:
     """Return the flow of a state; one without a network has an untrained one."""
-    shape, frequencies = tuple(state["latent_shape"].tolist()), len(state["texture_power"])
+    shape, frequencies = tuple(state["latent_shape"].tolist()), len(state["gain"])
     moved = len(state["moved"])
     flow = Flow(settings, len(state["spread"]), shape, frequencies, moved)
     flow.load_state_dict(state, strict=any(key.startswith("net.") for key in state))

@@ -17,7 +17,7 @@ from torch import nn
 
 from dsnb import space
 from dsnb.config import Diffusion
-from dsnb.diffusion import denoisers, texture
+from dsnb.diffusion import denoisers, remainder
 
 CONDITIONS = ("DS", "stage", "age_decades", "sex")
 LEAST_SINE = 0.02  # of an angle: a predicted noise says nothing of data where there is only noise
@@ -26,7 +26,7 @@ LEAST_SINE = 0.02  # of an angle: a predicted noise says nothing of data where t
 class Flow(nn.Module):
     """The velocity of unit-variance components (N, K), and the way from them to latents.
 
-    Latent statistics, basis, remainder, texture, conditioning statistics, ages and affine are
+    Latent statistics, basis, remainder, gain, conditioning statistics, ages and affine are
     buffers, so they are part of every checkpoint. Without components (`grid`) a component is a
     latent position. Conditions move components along `moved` (D, K) only, where it has rows.
     """
@@ -45,8 +45,8 @@ class Flow(nn.Module):
             "effects": (len(CONDITIONS), components), "rest": (components,),
             "age_range": (2,), "affine": (4, 4),
             "left_spread": latent_shape, "left_mixing": (channels, channels),
-            "left_amplitude": latent_shape[1:], "texture": (2, texture.STEEPNESS),
-            "texture_power": (frequencies,), "texture_frequency": (frequencies,),
+            "left_amplitude": latent_shape[1:],
+            "gain": (frequencies,), "gain_frequency": (frequencies,),
         }  # fmt: skip
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
@@ -98,6 +98,12 @@ class Flow(nn.Module):
         flat = ((z - self.latent_mean) / self.latent_sd).flatten(1) - self.centre
         return (flat @ self.basis.T if len(self.basis) else flat) / self.spread
 
+    def finish(self, drawn: np.ndarray) -> np.ndarray:
+        """Return drawn volumes (N, X, Y, Z) as sharp as scans are; plain where there is no gain."""
+        if not len(self.gain):
+            return np.clip(drawn, 0, 1.5)
+        return remainder.sharpen(drawn, self.gain.cpu().numpy(), self.gain_frequency.cpu().numpy())
+
     def expand(self, components: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Return the latents (N, C, d, h, w) of components (N, K).
 
@@ -107,7 +113,7 @@ class Flow(nn.Module):
         flat = (flat @ self.basis if len(self.basis) else flat) + self.centre
         if noise is not None and len(self.basis):
             parts = self.left_spread, self.left_mixing, self.left_amplitude
-            left = texture.draw_remainder(noise, *parts).flatten(1)
+            left = remainder.draw_remainder(noise, *parts).flatten(1)
             flat = flat + left - left @ self.basis.T @ self.basis
         z = flat.reshape(-1, *self.latent_shape.tolist())
         return z * self.latent_sd + self.latent_mean
@@ -151,7 +157,7 @@ def build(
     `others` are latents (M, C, d, h, w) and directions of them (S, C, d, h, w) that volumes show.
     The basis spans the directions of region volumes, those, and components of the others. Without
     `others` it holds components of the teachers, who then can be told by it. `fine` is what
-    `texture.fit_texture` found.
+    `remainder.fit_gain` found.
     """
     mean, sd = (np.asarray(statistics[k]).reshape(-1, 1, 1, 1) for k in ("mean", "std"))
 
@@ -179,9 +185,9 @@ def build(
         codes = known[1::2] @ basis.T  # turned until components of further people do not correlate
         basis = (np.linalg.eigh(codes.T @ codes)[1].T[::-1] @ basis).astype(np.float32)
         left = known - known @ basis.T @ basis
-        state |= texture.fit_remainder(left.reshape(len(left), *z.shape[1:]))
+        state |= remainder.fit_remainder(left.reshape(len(left), *z.shape[1:]))
         state["moved"] = moved @ basis.T
-    frequencies = len((fine or {}).get("texture_power", ()))
+    frequencies = len((fine or {}).get("gain", ()))
     flow = Flow(settings, len(basis) or size, z.shape[1:], frequencies, len(moved))
     state["basis"] = basis if len(basis) else flow.basis
     for name, value in state.items():

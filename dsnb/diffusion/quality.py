@@ -1,7 +1,6 @@
 """How good is the sampler: sharpness of its volumes, strength of its effects, steps and time."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,14 @@ import torch
 from dsnb import dataset, latents, space, training, vae
 from dsnb.config import Study
 from dsnb.diffusion.components import FEWEST_DS, generator_rows
-from dsnb.diffusion.flow import Flow, condition
+from dsnb.diffusion.flow import condition
+from dsnb.diffusion.guidance import difference, guidance_table, settle
 from dsnb.diffusion.samplers import SAMPLERS, draw
-from dsnb.diffusion.synthesis import decode
+from dsnb.diffusion.synthesis import decode, decode_means
 from dsnb.diffusion.task import load
+from dsnb.fidelity import realism
 
-GUIDANCES = (1.0, 1.25, 1.5, 2.0)
 STEPS = (1, 2, 5, 10, 20, 50)
-COPIES = 4  # drawn for each condition of a person
 
 
 def _sides(root: Path, study: Study) -> dict[str, list[np.ndarray]]:
@@ -26,13 +25,13 @@ def _sides(root: Path, study: Study) -> dict[str, list[np.ndarray]]:
     table, volumes = dataset.load_table(root), dataset.load_volumes(root)
     made, drawn = dataset.load_table(root, "synthetic"), dataset.load_volumes(root, "synthetic")
     decoder, flow = vae.load(root), load(root)[0]
-    settings = asdict(study.diffusion) | {"seed": study.diffusion.training.seed}
+    settings = settle(root, study, study.diffusion.training.seed)
     sides = {name: [] for name in ("real", "reconstructed", "decoded", "synthetic")}
     for group in made["group"].unique():
         rows = np.flatnonzero(made["group"] == group)
         real = np.asarray(volumes[dataset.select(table, group, "test")], np.float32)
         found = (real, vae.reconstruct(decoder, real),
-                 decode(flow, decoder, made, rows[:20], settings | {"texture": False}),
+                 decode_means(flow, decoder, made, rows[:20], settings),
                  np.asarray(drawn[rows], np.float32))  # fmt: skip
         for name, some in zip(sides, found):
             sides[name].append(some)
@@ -51,49 +50,12 @@ def _spectra(sides: dict, study: Study, brain: np.ndarray) -> list[dict]:
 
 def _slopes(sides: dict, brain: np.ndarray) -> list[dict]:
     """Return quantiles of the gradient's magnitude (intensity a voxel) in the brain, by side."""
-    rows = []
+    rows, shares = [], (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
     for name, groups in sides.items():
-        values = np.concatenate([
-            np.sqrt(sum(part**2 for part in np.gradient(volume)))[brain]
-            for some in groups for volume in some[:20]
-        ])  # fmt: skip
-        shares = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-        rows.append({"volumes": name, **dict(zip(map(str, shares), np.quantile(values, shares)))})
+        values = [realism.slopes(volume)[brain] for some in groups for volume in some[:20]]
+        found = np.quantile(np.concatenate(values), shares)
+        rows.append({"volumes": name, **dict(zip(map(str, shares), found))})
     return rows
-
-
-def _difference(flow: Flow, sides: list[torch.Tensor]) -> np.ndarray:
-    """Return the DS-euploid difference of latents (euploid, DS) in the components' own variance."""
-    euploid, patients = (flow.project(side).mean(0) * flow.spread for side in sides)
-    return (patients - euploid).numpy()
-
-
-def guidance_table(root: Path, study: Study) -> list[dict]:
-    """Compare the DS-euploid difference of drawn components with that of validation people.
-
-    Slope = drawn . held / (learnt . held), with components in their own variance: held people are
-    independent of the generator's, so their noise does not bias it.
-    """
-    table, z, _, _ = latents.load(root)
-    flow = load(root)[0]
-    held = [dataset.select(table, group, "validation") for group in space.GROUPS]
-    trained = generator_rows(table)[0]
-    ds = (table["group"].iloc[trained] == "DS").to_numpy()
-    if min(*map(len, held), ds.sum()) < FEWEST_DS:
-        return []
-    learnt = [trained[~ds], trained[ds]]
-    real, taught = (_difference(flow, [torch.from_numpy(z[rows]) for rows in sides])
-                    for sides in (held, learnt))  # fmt: skip
-    asked = [condition(table.iloc[rows]).repeat(COPIES, 1) for rows in learnt]
-    found = []
-    for guidance in GUIDANCES:
-        made = _difference(flow, [
-            draw(flow, one, seed, study.diffusion.steps, guidance, sampler=study.diffusion.sampler)
-            for seed, one in enumerate(asked)
-        ])  # fmt: skip
-        found.append({"guidance": guidance, "effect_slope": made @ real / (taught @ real),
-                      "slope_of_training": made @ taught / (taught @ taught)})  # fmt: skip
-    return found
 
 
 def steps_table(root: Path, study: Study) -> list[dict]:
@@ -109,7 +71,7 @@ def steps_table(root: Path, study: Study) -> list[dict]:
         return []
     asked = [condition(table.iloc[rows[side]]).repeat(2, 1) for side in (~ds, ds)]
     real = [torch.from_numpy(z[rows[side]]) for side in (~ds, ds)]
-    wanted, spread = _difference(flow, real), flow.project(torch.cat(real)).std(0)
+    wanted, spread = difference(flow, real), flow.project(torch.cat(real)).std(0)
     found = []
     for sampler in SAMPLERS:
         for steps in STEPS:
@@ -117,7 +79,7 @@ def steps_table(root: Path, study: Study) -> list[dict]:
             made = [draw(flow, one, seed, steps, sampler=sampler) for seed, one in enumerate(asked)]
             seconds = (time.perf_counter() - began) / sum(map(len, made))
             ratio = (flow.project(torch.cat(made)).std(0) / spread).mean()
-            slope = _difference(flow, made) @ wanted / (wanted @ wanted)
+            slope = difference(flow, made) @ wanted / (wanted @ wanted)
             found.append({"sampler": sampler, "steps": steps, "sd_ratio": float(ratio),
                           "effect_slope": slope, "seconds": seconds})  # fmt: skip
     return found
@@ -134,7 +96,7 @@ def evaluate(root: Path, study: Study) -> dict:
         return np.mean([abs(r[name] - r["real"]) for r in spectra if r["cycles_per_mm"] <= most])
 
     people = dataset.load_table(root, "synthetic").iloc[:8]
-    settings = asdict(study.diffusion) | {"seed": study.diffusion.training.seed}
+    settings = settle(root, study, study.diffusion.training.seed)
     began = time.perf_counter()
     decode(flow, decoder, people, np.arange(len(people)), settings)
     seconds = (time.perf_counter() - began) / len(people)
@@ -144,7 +106,7 @@ def evaluate(root: Path, study: Study) -> dict:
               "reasons": {}}  # fmt: skip
     headline = {
         "sampler_steps": study.diffusion.steps,
-        "guidance": study.diffusion.guidance,
+        "guidance": settings["guidance"],
         "spectrum_error_db": gap("synthetic"),
         "spectrum_error_db_half_nyquist": gap("synthetic", half),
         "spectrum_error_db_decoded": gap("decoded"),

@@ -5,20 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from dsnb import bids, config, latents, record, space, vae
 from dsnb.checks import BadInput
 from dsnb.config import Study
-from dsnb.diffusion import texture
 from dsnb.diffusion.components import generator_rows
 from dsnb.diffusion.flow import Flow, condition
+from dsnb.diffusion.guidance import SAMPLING, settle
 from dsnb.diffusion.samplers import draw
 from dsnb.diffusion.task import load
-from dsnb.distributed import keyed_noise
 
 JITTER_YEARS = 2.0  # SD of the age added to a bootstrapped person's
-SAMPLING = ("sampler", "steps", "guidance")
 
 
 class Asked(NamedTuple):
@@ -55,7 +52,7 @@ def sample(root: Path, study: Study) -> None:
     batches that lack a scan.
     """
     settings = {name: getattr(study.diffusion, name) for name in (*SAMPLING, "synthetic")}
-    settings["seed"] = study.diffusion.training.seed
+    settings["seed"] = seed = study.diffusion.training.seed
     parents = ("runs/diffusion", "runs/vae", "latents")
     product = record.begin(root, "synthetic", "sample", settings, parents, ("diffusion", "vae"))
     if product.done:
@@ -63,7 +60,8 @@ def sample(root: Path, study: Study) -> None:
     flow, decoder = load(root)[0], vae.load(root)
     table = latents.load(root)[0]
     people = bootstrap_people(table.iloc[generator_rows(table)[0]], study.diffusion.synthetic,
-                              flow.age_range.tolist(), settings["seed"])  # fmt: skip
+                              flow.age_range.tolist(), seed)  # fmt: skip
+    settings = settle(root, study, seed)
     path, shape = product.folder / "volumes.npy", (len(people), *study.grid.shape)
     mode = "r+" if path.is_file() else "w+"
     volumes = np.lib.format.open_memmap(path, mode, np.float16, shape)
@@ -117,7 +115,7 @@ def sample_more(root: Path, study: Study, out: Path, asked: Asked, shard: str = 
     if asked.ages:
         years = np.random.default_rng([asked.seed, 1]).uniform(low, high, len(people))
         people["age"] = years.round(1)
-    settings = {name: getattr(study.diffusion, name) for name in SAMPLING} | {"seed": asked.seed}
+    settings = settle(root, study, asked.seed)
     if (out / "participants.tsv").is_file():
         there = bids.typed(bids.read_table(out / "participants.tsv"))
         if any(there[name].tolist() != people[name].tolist() for name in ("participant_id", "age")):
@@ -138,24 +136,16 @@ def decode(
     flow: Flow, decoder: vae.NormativeVae, people: pd.DataFrame, rows, settings: dict
 ) -> np.ndarray:
     """Return the volumes (B, X, Y, Z), intensity 0 to 1.5, of some rows of requested people."""
+    return flow.finish(decode_means(flow, decoder, people, rows, settings))
+
+
+def decode_means(flow, decoder, people, rows, settings) -> np.ndarray:
+    """Return what the decoder draws of some rows of people, (B, X, Y, Z): not yet sharpened."""
     how, rows = {name: settings[name] for name in ("seed", *SAMPLING)}, np.asarray(rows, int)
-    shape = tuple(decoder.mean_volume.shape[2:])
     if not len(rows):
-        return np.zeros((0, *shape), np.float32)
+        return np.zeros((0, *decoder.mean_volume.shape[2:]), np.float32)
     z = draw(flow, condition(people.iloc[rows]), samples=rows, **how)
-    with torch.no_grad():
-        drawn = decoder.decode(z)[:, 0]
-    drawn = drawn.cpu().numpy()
-    if not settings.get("texture", True):
-        return np.clip(drawn, 0, 1.5)
-    return finish(flow, drawn, keyed_noise(shape, how["seed"], rows, 0, "cpu", "texture"))
-
-
-def finish(flow: Flow, drawn: np.ndarray, noise: torch.Tensor) -> np.ndarray:
-    """Return drawn volumes (B, X, Y, Z) as a scanner would give them: with texture, in 0 to 1.5."""
-    if len(flow.texture_power):
-        drawn = texture.add_texture(torch.from_numpy(drawn), noise, flow).numpy()
-    return np.clip(drawn, 0, 1.5)
+    return vae.decode(decoder, z.numpy())
 
 
 def _scan(folder: Path, name: str) -> Path:

@@ -7,7 +7,6 @@ tests". On a phantom it proves the machinery.
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pandas as pd
 
 from dsnb import dataset, diffusion, fidelity, further, latents, record, vae
 from dsnb.config import Study
-from dsnb.distributed import keyed_noise
 from dsnb.fidelity.realism import pooled
 from dsnb.privacy import attacks, copies
 from dsnb.privacy.gate import release, release_in_study
@@ -127,22 +125,16 @@ class Sides:
         return found
 
 
-def _redraw(model, flow, seed: int, volumes: np.ndarray) -> np.ndarray:
-    """Return volumes (N, X, Y, Z) as the generator would have drawn them: decoded, with texture."""
-    drawn = vae.reconstruct(model, volumes)
-    rows = np.arange(len(drawn))
-    noise = (keyed_noise(drawn.shape[1:], seed, rows[p], 0, "cpu", "redraw")
-             for p in vae.batches(len(rows)))  # fmt: skip
-    return np.concatenate([diffusion.finish(flow, drawn[part], some)
-                           for part, some in zip(vae.batches(len(rows)), noise)])  # fmt: skip
-
-
 def _tests(root: Path, study: Study, sides: Sides) -> tuple[dict, dict]:
     """Run neighbour tests, attacks and positive controls; returns headline and tables."""
     settings, model, flow = study.release, vae.load(root), diffusion.load(root)[0]
     space, rng = fidelity.public_features(root, study), np.random.default_rng([settings.seed, 10])
     wide = fidelity.public_features(root, study, settings.attack_components)
-    training, draw = sides.rows["training"], partial(_redraw, model, flow, settings.seed)
+    training = sides.rows["training"]
+
+    def draw(volumes: np.ndarray) -> np.ndarray:
+        """Return volumes (N, X, Y, Z) as the generator would have drawn them."""
+        return flow.finish(vae.reconstruct(model, volumes))
 
     def encode(volumes: np.ndarray) -> np.ndarray:
         """Return standardised latents, in single precision, (n, D)."""

@@ -9,6 +9,7 @@ from dsnb.scaling.ledgers import (
     read_planted,
     read_power,
     read_severity,
+    read_sharpness,
     read_shift,
     read_stages,
     read_subtypes,

@@ -15,6 +15,7 @@ from dsnb.search import (
     planted,
     power,
     severity,
+    sharpness,
     shift,
     stages,
     subtypes,
@@ -37,6 +38,12 @@ def read_generators(data: str) -> tuple[pd.DataFrame, dict]:
         return pd.DataFrame(), about
     numbers = pd.DataFrame(rows["numbers"].tolist(), index=rows.index)
     return pd.concat([rows[["variant"]], numbers], axis=1).reset_index(drop=True), about
+
+
+def read_sharpness(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a VAE and way to finish what it draws, of `data`; and about the rows."""
+    rows, about = read_rows(sharpness.LEDGER, sharpness.CODE, data)
+    return pd.DataFrame(_unfold(rows, "ways", vae="variant")), about
 
 
 def read_norms(data: str) -> tuple[pd.DataFrame, dict]:

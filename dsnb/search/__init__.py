@@ -8,6 +8,7 @@ from dsnb.search.latent_kinds import compare_latents
 from dsnb.search.planted import map_folds
 from dsnb.search.power import draw_studies
 from dsnb.search.severity import trace
+from dsnb.search.sharpness import compare_sharpness
 from dsnb.search.shift import scan_sites
 from dsnb.search.stages import stage_more
 from dsnb.search.subtypes import draw_subtypes
