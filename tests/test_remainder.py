@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from dsnb import vae
 from dsnb.diffusion import remainder
-from dsnb.fidelity import realism
+from dsnb.diffusion.remainder import slopes
 
 
 def _coloured(count: int, seed: int, sigma: float) -> np.ndarray:
@@ -57,7 +57,7 @@ def blurred():
 
 def _slopes(volumes: np.ndarray, brain: np.ndarray, share: float) -> float:
     inner = ndimage.binary_erosion(brain, iterations=3)
-    return np.quantile([realism.slopes(one)[inner] for one in volumes], share)
+    return np.quantile([slopes(one)[inner] for one in volumes], share)
 
 
 def test_fine_detail_of_unseen_volumes_gets_the_power_of_scans(blurred):
@@ -91,9 +91,20 @@ def test_no_detail_is_taken_away_or_raised_without_end():
     assert (remainder.fit_gain(dull, given, brain)["gain"] == 1).all()
 
 
-def test_the_rim_around_a_brain_goes():
-    """Would fall: region volumes of samples, 8 % too large by the ruler."""
-    drawn = np.full((1, 8, 8, 8), 0.05, np.float32)
+def test_the_rim_around_a_brain_goes_and_specks_beside_it():
+    """Would fall: region volumes of samples, 8 % too large by the ruler; air around a brain."""
+    drawn = np.full((1, 12, 8, 8), 0.05, np.float32)
     drawn[:, 2:6] = 0.7
+    drawn[:, 9, 4, 4] = 0.5
     made = remainder.sharpen(drawn, np.ones(4), np.linspace(0, 0.5, 4))
-    assert (made[:, :2] == 0).all() and np.allclose(made[:, 2:6], drawn[:, 2:6])
+    assert np.allclose(made[:, 2:6], drawn[:, 2:6])
+    assert (made[:, :2] == 0).all() and (made[:, 6:] == 0).all()
+
+
+def test_ringing_beyond_the_rim_is_not_drawn():
+    """Would fall: stripped scans would have bright air one voxel off the brain."""
+    drawn = np.zeros((1, 24, 24, 24), np.float32)
+    drawn[:, 6:18, 6:18, 6:18] = 1
+    made = remainder.sharpen(drawn, np.array([1.0, 4.0]), np.array([0.1, 0.5]))
+    assert (made[drawn == 0] == 0).all()
+    assert not remainder.sharpen(0 * drawn, np.ones(2), np.array([0, 0.5])).any()  # no brain, none

@@ -182,9 +182,10 @@ def build(
         count = min(settings.components, len(known) - 1)
         own = PCA(count, svd_solver="randomized", random_state=0).fit(left[::2]).components_
         basis = np.linalg.qr(np.concatenate([basis, own]).T)[0].T
-        codes = known[1::2] @ basis.T  # turned until components of further people do not correlate
+        further = known[1::2]  # nobody whom these components were fitted to
+        codes = further @ basis.T  # turned until components do not correlate
         basis = (np.linalg.eigh(codes.T @ codes)[1].T[::-1] @ basis).astype(np.float32)
-        left = known - known @ basis.T @ basis
+        left = further - further @ basis.T @ basis
         state |= remainder.fit_remainder(left.reshape(len(left), *z.shape[1:]))
         state["moved"] = moved @ basis.T
     frequencies = len((fine or {}).get("gain", ()))

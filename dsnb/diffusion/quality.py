@@ -12,10 +12,10 @@ from dsnb.config import Study
 from dsnb.diffusion.components import FEWEST_DS, generator_rows
 from dsnb.diffusion.flow import condition
 from dsnb.diffusion.guidance import difference, guidance_table, settle
+from dsnb.diffusion.remainder import slopes
 from dsnb.diffusion.samplers import SAMPLERS, draw
 from dsnb.diffusion.synthesis import decode, decode_means
 from dsnb.diffusion.task import load
-from dsnb.fidelity import realism
 
 STEPS = (1, 2, 5, 10, 20, 50)
 
@@ -52,7 +52,7 @@ def _slopes(sides: dict, brain: np.ndarray) -> list[dict]:
     """Return quantiles of the gradient's magnitude (intensity a voxel) in the brain, by side."""
     rows, shares = [], (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
     for name, groups in sides.items():
-        values = [realism.slopes(volume)[brain] for some in groups for volume in some[:20]]
+        values = [slopes(volume)[brain] for some in groups for volume in some[:20]]
         found = np.quantile(np.concatenate(values), shares)
         rows.append({"volumes": name, **dict(zip(map(str, shares), found))})
     return rows

@@ -7,9 +7,10 @@ the power that it has in scans. Noise of that power in its place made white matt
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from dsnb import vae
-from dsnb.rivals import without_halo
+from dsnb.rivals import HALO
 
 ROUNDS = 2  # of measuring the gain; a third changed nothing
 MOST_GAIN = 8.0  # beyond it, what is raised is not anatomy [E]
@@ -79,8 +80,22 @@ def fit_gain(given: np.ndarray, drawn: np.ndarray, brain: np.ndarray) -> dict[st
 def sharpen(drawn: np.ndarray, gain: np.ndarray, frequency: np.ndarray) -> np.ndarray:
     """Return drawn volumes (N, X, Y, Z) with their fine detail raised, intensity 0 to 1.5.
 
-    The faint rim that a decoder draws around a brain goes, since stripped scans have none.
+    Stripped scans have a brain and zeros: the faint rim that a decoder draws goes, and so do specks
+    beside the largest piece.
     """
     by_place = np.interp(_shells(drawn.shape[1:]), frequency, gain)
-    raised = [np.fft.ifftn(np.fft.fftn(one) * by_place).real.astype(np.float32) for one in drawn]
-    return without_halo(np.clip(raised, 0, 1.5))
+    made = np.zeros(drawn.shape, np.float32)
+    for place, one in enumerate(drawn):
+        raised = np.fft.ifftn(np.fft.fftn(one) * by_place).real
+        pieces, _ = ndimage.label((one >= HALO) & (raised >= HALO))
+        sizes = np.bincount(pieces.ravel())[1:]
+        if len(sizes):
+            brain = pieces == 1 + sizes.argmax()
+            made[place, brain] = raised[brain].clip(max=1.5)
+    return made
+
+
+def slopes(volume: np.ndarray) -> np.ndarray:
+    """Return the gradient's magnitude (X, Y, Z) of a volume, intensity a voxel."""
+    parts = np.gradient(np.asarray(volume, np.float32))
+    return np.sqrt(sum(part**2 for part in parts))

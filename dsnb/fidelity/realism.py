@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from dsnb.config import Release
+from dsnb.diffusion.remainder import slopes
 from dsnb.fidelity.morphology import resample
 from dsnb.space import Grid
 from dsnb.vae import radial_spectrum
@@ -124,12 +125,6 @@ def detail(volumes: np.ndarray, brain: np.ndarray) -> np.ndarray:
         bands = [band.mean() for band in np.array_split(power, 8)]
         rows.append([*bands, *np.quantile(slopes(volume)[brain], np.linspace(0.1, 0.9, 9))])
     return np.array(rows)
-
-
-def slopes(volume: np.ndarray) -> np.ndarray:
-    """Return the gradient's magnitude (X, Y, Z) of a volume, intensity a voxel."""
-    parts = np.gradient(np.asarray(volume, np.float32))
-    return np.sqrt(sum(part**2 for part in parts))
 
 
 def whiten(teach: np.ndarray, others: dict[str, dict[str, np.ndarray]]) -> dict:

@@ -20,8 +20,8 @@ from torch import nn
 from dsnb import checkpoints, dataset, record, rivals, training, vae
 from dsnb.config import Study, replace
 from dsnb.diffusion import remainder
+from dsnb.diffusion.remainder import slopes
 from dsnb.distributed import keyed_noise
-from dsnb.fidelity import realism
 from dsnb.search.ablations import variant
 from dsnb.search.folds import JUDGED, Trial
 from dsnb.vae import losses
@@ -94,16 +94,16 @@ def noisy(given: np.ndarray, drawn: np.ndarray, brain: np.ndarray) -> Callable:
     Its variance follows the slope of what was drawn; its spectrum is one for all places.
     """
     left = given - drawn
-    slopes = np.stack([realism.slopes(one) for one in drawn])
-    order = np.array_split(np.argsort(slopes[:, brain].ravel()), STEEPNESS)
-    x, y = slopes[:, brain].ravel(), (left[:, brain] ** 2).ravel()
+    steep = np.stack([slopes(one) for one in drawn])
+    x, y = steep[:, brain].ravel(), (left[:, brain] ** 2).ravel()
+    order = np.array_split(np.argsort(x), STEEPNESS)
     curve = np.array([[x[part].mean() for part in order], [y[part].mean() for part in order]])
-    spread = np.sqrt(np.interp(slopes, *curve))
+    spread = np.sqrt(np.interp(steep, *curve))
     shaped = torch.from_numpy(remainder.amplitude(np.where(brain, left / spread, 0)))
 
     def add(some: np.ndarray) -> np.ndarray:
         noise = keyed_noise(some.shape[1:], SEED, np.arange(len(some)), 0, "cpu", "texture")
-        steep = np.stack([realism.slopes(one) for one in some])
+        steep = np.stack([slopes(one) for one in some])
         loud = np.sqrt(np.interp(steep, *curve)) * remainder.colour(noise, shaped).numpy()
         return rivals.without_halo(np.clip(np.where(some < rivals.HALO, 0, some + loud), 0, 1.5))
 
@@ -119,7 +119,7 @@ def judge(trial: Trial, model: vae.NormativeVae, finish: Callable) -> dict[str, 
     given, brain = trial.volumes[trial.test[:JUDGED]].astype(np.float32), trial.brain
     drawn = finish(vae.reconstruct(model, given))
     powers = [10 * np.log10(vae.radial_spectrum(some, brain)[1]) for some in (given, drawn)]
-    steep = [np.quantile([realism.slopes(one)[brain] for one in some], SHARES)
+    steep = [np.quantile([slopes(one)[brain] for one in some], SHARES)
              for some in (given, drawn)]  # fmt: skip
     flat, middle, edges = steep[1] / steep[0]
     found = {"spectrum_db": np.abs(powers[1] - powers[0]).mean(), "flat": flat, "middle": middle,
