@@ -297,6 +297,20 @@ def test_a_public_basis_keeps_the_effect_and_no_person():
     assert abs(np.mean(outside[0][:, None] < outside[1]) - 0.5) < 0.12
 
 
+def test_the_mean_of_members_is_drawn_along_directions_of_regions_alone():
+    """Whoever knows the population's mean could tell members by that of samples (0.60, not 0.5)."""
+    made = make_task(replace(SETTINGS, basis="public", components=5), public_people())
+    table, z, _ = make_latents()
+    rows, model = task.generator_rows(table)[0], made.model
+    none = torch.zeros(1, len(model.spread))
+    before = model.expand(none).flatten()
+    for pattern, share in ((0, 1), (3, 0)):  # 0 carries regions
+        moved = z[rows] + 2 * PATTERNS[pattern].reshape(SHAPE).astype(np.float32)
+        flow.refit(model, flow.Teachers(moved, table.iloc[rows], None))
+        gap = (model.expand(none).flatten() - before).numpy() @ PATTERNS[pattern]
+        assert gap == pytest.approx(2 * share, abs=0.5)
+
+
 def test_what_components_leave_out_is_drawn_again():
     """Synthetic people would lack all that a few components do not hold, and look alike."""
     settings = replace(SETTINGS, basis="public", components=5)

@@ -197,18 +197,22 @@ def build(
 
 
 def refit(flow: Flow, teachers: Teachers) -> Flow:
-    """Set middle, spread and effects of conditions by the teachers, in the basis that is there."""
+    """Set middle, spread and effects of conditions by the teachers, in the basis that is there.
+
+    Middle and effects are theirs along the moved directions alone, where there are any.
+    """
     flow.spread.fill_(1)
     scores = flow.project(torch.from_numpy(teachers.z)).numpy()
-    middle, spread = scores.mean(0), scores.std(0)
+    middle, spread, along = scores.mean(0), scores.std(0), flow.moved.numpy()
+    if len(along):  # a mean of hundreds of numbers tells whose it is; elsewhere it is the others'
+        middle = middle @ along.T @ along
     components = (scores - middle) / spread
     conditions, ages = condition(teachers.table), teachers.table["age"].to_numpy(float)
     condition_sd = conditions.std(0)
     condition_sd = torch.where(condition_sd > 0, condition_sd, 1.0)
     standard = ((conditions - conditions.mean(0)) / condition_sd).numpy()
     effects, *_ = np.linalg.lstsq(standard, components, rcond=None)  # a constant gets none
-    if len(flow.moved):
-        along = flow.moved.numpy()
+    if len(along):
         effects = (effects * spread) @ along.T @ along / spread
     shift = middle @ flow.basis.numpy() if len(flow.basis) else middle
     state = {

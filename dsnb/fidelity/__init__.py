@@ -173,6 +173,7 @@ def compare(root: Path, study: Study) -> dict:
         tables = {"people": counts, "reasons": dict.fromkeys(KEYS, reason)}
         return {"headline": dict.fromkeys(KEYS), "tables": tables, "timing": {}}
     measure(root, study)
+    further.encode(root, study)
     timing = {"measure_seconds": time.perf_counter() - began}
     real = dataset.load_volumes(root)
     source = {"real": real, "trained_on": real,
@@ -204,9 +205,8 @@ def compare(root: Path, study: Study) -> dict:
 def public_features(root: Path, study: Study, components: int = 0) -> PCA:
     """Return features of voxels as public people have them, who are on no side of any comparison.
 
-    As many as `components`, by default those of the settings.
+    As many as `components`, by default those of the settings; the further people must be there.
     """
-    further.encode(root, study)
     wide = _public_space(root, study, record.require(root, further.LATENTS))
     return realism.first(wide, components or study.release.components)
 

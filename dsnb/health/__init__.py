@@ -292,8 +292,8 @@ def as_text(rows: list[dict[str, str]]) -> str:
     lines = []
     for row in rows:
         finding = f"{row['finding']}: " if row["finding"] else ""
-        lines.append(f"{row['level']:<6}{row['check']:<10}{finding}{row['seen']}")
-        lines += [f"{'':<16}{row['means']} {row['try']}"] if finding else []
+        lines.append(f"{row['level']:<6}{row['check']:<11}{finding}{row['seen']}")
+        lines += [f"{'':<17}{row['means']} {row['try']}"] if finding else []
     wrong, look = (sum(row["level"] == level for row in rows) for level in ("wrong", "look"))
     first = "; begin with the first" if wrong > 1 else ""
     return "\n".join([*lines, f"{wrong} wrong, {look} to look at{first}"])

@@ -88,7 +88,7 @@ def losses(model: diffusion.Flow, z: np.ndarray, table: pd.DataFrame, draws: int
     return {"loss": np.array(errors), "span": outside.cpu().numpy()}
 
 
-def _train_aside(task: diffusion.FlowTask, plan) -> diffusion.Flow:
+def train_aside(task: diffusion.FlowTask, plan) -> diffusion.Flow:
     """Train a task in a folder that does not stay; return its averaged weights, best checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         training.train(Path(folder), task, plan, {})
@@ -135,7 +135,7 @@ def reference_flow(root: Path, study: Study) -> diffusion.Flow:
          diffusion.condition(table.iloc[some]))
         for some in (rows, held)
     )  # fmt: skip
-    return _train_aside(task, study.diffusion.training)
+    return train_aside(task, study.diffusion.training)
 
 
 class People(NamedTuple):

@@ -4,14 +4,13 @@ Each is trained as its settings say, and judged by validation people, by unseen 
 well its weights tell who trained it. None chooses anything on unseen people.
 """
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dsnb import dataset, diffusion, fidelity, latents, record, training, vae
+from dsnb import dataset, diffusion, fidelity, latents, record, vae
 from dsnb.config import Study, replace
 from dsnb.fidelity import realism
 from dsnb.privacy import attacks
@@ -51,10 +50,7 @@ def judge(root: Path, study: Study) -> dict:
     task = diffusion.study_task(root, study, torch.device("cpu"), people)
     everyone = np.arange(task.held)
     before = task.assess(task.model, everyone)["error"].mean()
-    with tempfile.TemporaryDirectory() as folder:
-        training.train(Path(folder), task, study.diffusion.training, {})
-        task.model.load_state_dict(training.load_weights(Path(folder)))
-    flow = task.model.eval().requires_grad_(False)
+    flow = attacks.train_aside(task, study.diffusion.training)
     after = task.assess(flow, everyone)["error"].mean()
     unseen = np.concatenate([fidelity.held_out(table, group) for group in GROUPS])
     seen = [attacks.losses(flow, z[rows], table.iloc[rows], 1)["loss"] for rows in (fit, unseen)]
