@@ -61,6 +61,15 @@ def test_planted_copies_are_found_and_unseen_people_are_not(library, sides):
     assert headline["near_copies"] <= 0.05 and headline["certain_copies"] == 0
 
 
+def test_halves_come_from_few_unseen_people_too():
+    """Would fall: the audit of a small cohort, which stopped where fewer were unseen than planted."""
+    people, others = _people(8, 0), _people(3, 9)
+    half = copies.plant(people, others, _smooth, 1)["half"]
+    cut = people.shape[1] // 2
+    np.testing.assert_array_equal(half[:, :cut], people[:, :cut])
+    np.testing.assert_array_equal(half[4, cut:], others[1, cut:])
+
+
 def test_three_copies_among_synthetic_people_block_the_release(library, sides):
     """P11. Would fall: that few copies are enough, and that they are named."""
     stolen = sides["synthetic"].copy()

@@ -117,7 +117,7 @@ def plant(volumes: np.ndarray, others: np.ndarray, draw: Callable, seed: int) ->
     """
     rng = np.random.default_rng([seed, 11])
     volumes, half = np.asarray(volumes, np.float32), volumes.shape[1] // 2
-    halves = np.asarray(others[: len(volumes)], np.float32).copy()
+    halves = np.asarray(others[np.arange(len(volumes)) % len(others)], np.float32)
     halves[:, :half] = volumes[:, :half]
     return {
         "exact": volumes,
