@@ -62,7 +62,7 @@ def test_planted_copies_are_found_and_unseen_people_are_not(library, sides):
 
 
 def test_halves_come_from_few_unseen_people_too():
-    """Would fall: the audit of a small cohort, which stopped where fewer were unseen than planted."""
+    """Would fall: the audit of a cohort with fewer unseen people than planted copies."""
     people, others = _people(8, 0), _people(3, 9)
     half = copies.plant(people, others, _smooth, 1)["half"]
     cut = people.shape[1] // 2
