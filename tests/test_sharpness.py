@@ -9,19 +9,21 @@ from scipy import ndimage
 
 from dsnb.search import sharpness
 
+SHAPE = (28, 36, 28)
+
 
 @pytest.fixture(scope="module")
 def scans() -> np.ndarray:
     rng = np.random.default_rng(0)
-    smooth = [ndimage.gaussian_filter(rng.normal(size=(32, 32, 32)), 2) for _ in range(6)]
-    noise = 0.01 * rng.normal(size=(6, 32, 32, 32))
+    smooth = [ndimage.gaussian_filter(rng.normal(size=SHAPE), 2) for _ in range(6)]
+    noise = 0.01 * rng.normal(size=(6, *SHAPE))
     return (0.6 + 0.2 * (np.stack(smooth) > 0) + noise).astype(np.float32)
 
 
 def test_the_ruler_says_nothing_of_scans_and_tells_blur(scans, monkeypatch):
     """Would fall: the table of page 07; a blurred drawing would pass for a sharp one."""
     monkeypatch.setattr(sharpness.vae, "reconstruct", lambda model, volumes: volumes)
-    trial = SimpleNamespace(volumes=scans, test=np.arange(6), brain=np.ones((32, 32, 32), bool),
+    trial = SimpleNamespace(volumes=scans, test=np.arange(6), brain=np.ones(SHAPE, bool),
                             pairs=())  # fmt: skip
     same = sharpness.judge(trial, None, lambda some: some + 1e-5)
     assert same["spectrum_db"] < 0.01 and same["flat"] == pytest.approx(1, abs=0.01)
