@@ -322,6 +322,18 @@ def test_what_components_leave_out_is_drawn_again():
     assert left == pytest.approx(0.5, rel=0.15)  # the noise of public people, less components
 
 
+def test_what_is_drawn_leaves_with_its_fine_detail_raised(monkeypatch):
+    """Would fall: spectrum_error_db; samples would leave as blurred as the decoder draws them."""
+    (table, z, statistics), fine = make_latents(), {"gain": [1, 3], "gain_frequency": [0, 0.5]}
+    model = flow.build(SETTINGS, flow.Teachers(z, table, None), statistics, np.eye(4), None, fine)
+    drawn = np.zeros((1, 16, 16, 16), np.float32)
+    drawn[:, 4:12, 4:12, 4:12] = 0.5 + 0.1 * np.random.default_rng(0).random((8, 8, 8))
+    monkeypatch.setattr(synthesis, "decode_means", lambda *asked: drawn)
+    made = synthesis.decode(model, None, table, [0], {})
+    inside = drawn > 0
+    assert made[inside].std() > 1.5 * drawn[inside].std() and not made[~inside].any()
+
+
 def test_sample_is_the_same_in_any_batch(trained):
     """A synthetic person would change with the batch size (and with the number of ranks)."""
     _, model = trained
