@@ -99,6 +99,8 @@ def test_the_rim_around_a_brain_goes_and_specks_beside_it():
     made = remainder.sharpen(drawn, np.ones(4), np.linspace(0, 0.5, 4))
     assert np.allclose(made[:, 2:6], drawn[:, 2:6])
     assert (made[:, :2] == 0).all() and (made[:, 6:] == 0).all()
+    louder = remainder.sharpen(drawn, np.full(4, 3.0), np.linspace(0, 0.5, 4))
+    assert (louder > 0).sum() == (made > 0).sum()  # nor is the rim raised into brain
 
 
 def test_ringing_beyond_the_rim_is_not_drawn():
