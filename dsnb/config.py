@@ -228,7 +228,7 @@ class Study:
     scaling: Scaling = field(default_factory=Scaling)
 
 
-SMALL = Study("small", "2 CPU cores, 8 GB", "30 min", GRIDS["small"])
+SMALL = Study("small", "2 CPU cores, 8 GB", "an hour", GRIDS["small"])
 SMOKE = Study(
     "smoke",
     "2 CPU cores",
