@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from dsnb import vae
 from dsnb.search import sharpness
 
 SHAPE = (28, 36, 28)
@@ -44,6 +45,8 @@ def test_noise_is_as_loud_as_what_is_lacking_and_louder_at_edges():
     made = sharpness.noisy(given, drawn, brain)(drawn) - drawn
     assert made[:, steep].std() == pytest.approx(0.1, rel=0.15)
     assert made[:, ~steep].std() == pytest.approx(0.02, rel=0.25)
+    real, synthetic = (vae.radial_spectrum(some, brain)[1] for some in (given, drawn + made))
+    assert np.abs(10 * np.log10(synthetic / real)).mean() < 1
 
 
 def test_a_refinement_network_begins_with_what_is_drawn(scans):
