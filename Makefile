@@ -19,7 +19,13 @@ WHERE_REAL := --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
 # Two at a time, one thread each: threads of several processes on two cores spin against each other.
 TEST := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist loadscope
 
-.PHONY: help study ablations test test-all book verify lint clean
+# What another build of torch brings, from another origin: no hash of ours would fit.
+UNHASHED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+	nvidia-nvshmem-cu13 nvidia-nvtx
+
+.PHONY: help study ablations test test-all book verify lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +74,13 @@ verify: $(VENV)/.installed  ## check that every page and number of the book is w
 
 lint: $(VENV)/.installed  ## style
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
+
+lock:  ## write lock.txt: hashes of the tested set, but for torch (needs uv and the internet)
+	@(echo "# Hashes of constraints.txt but for torch, whose origin differs. \`make lock\` writes it; use:"; \
+	  echo "#   pip install -c constraints.txt torch && pip install --no-deps --require-hashes -r lock.txt"; \
+	  uv pip compile pyproject.toml --extra dev --extra strip -c constraints.txt --generate-hashes -q \
+	    --python-version 3.11.7 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate \
+	    $(addprefix --no-emit-package ,$(UNHASHED))) > lock.txt
 
 clean:  ## remove what can be made again, data excepted
 	rm -rf book/_build .pytest_cache .ruff_cache *.egg-info

@@ -1,9 +1,15 @@
 """Fixtures that several tests share."""
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
+
+GUARD = str(Path(__file__).resolve().parent / "guard")
+# No network, here and in every Python that a test starts.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [GUARD, os.environ.get("PYTHONPATH")]))
+runpy.run_path(f"{GUARD}/sitecustomize.py")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ CODE = ("training/state",)
 
 
 def environment() -> dict:
-    search = os.pathsep.join([str(ROOT), str(HERE)])
+    search = os.pathsep.join([str(ROOT), str(HERE), str(HERE / "guard")])
     return os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": search}
 
 

@@ -30,6 +30,9 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?", re.ASCII)
 # What smells of Down syndrome: it is refused under a name we do not know, never a control.
 SMELL = r"(?<![a-z])ds|ds(?![a-z])|down|t[-_ ]?21|trisom|mosaic"
 ALIKE = {"diagnosis", "dx", "condition"}  # what may hold the group under another name
+# Free labels begin with a letter or digit and hold nothing that a shell, page or sheet acts on.
+LABEL = re.compile(r"[^\W_][\w .,?+()\[\]/&'-]{0,99}")
+LABELS = ("group_recorded", "family", "cohort", "site", "session", "karyotype")
 AGE = re.compile(r"\d{1,3}(\.\d+)?", re.ASCII)
 
 
@@ -195,6 +198,10 @@ def wrong_cells(table: pd.DataFrame) -> list[tuple[str, str, pd.Series, str]]:
     for column, allowed in (("stage", STAGES), ("disability", DISABILITIES)):
         wrong = ~table[column].isin([*allowed, MISSING])
         rules.append((f"E-{column.upper()}", column, wrong, one_of(", ".join(allowed))))
+    for column in filter(table.columns.__contains__, LABELS):
+        wrong = ~table[column].map(lambda cell: bool(LABEL.fullmatch(cell)))
+        wrong &= table[column] != table["participant_id"]  # a family of one has its own rule
+        rules.append(("E-LABEL", column, wrong, "a plain label: letters, digits, spaces, .,+()/-"))
     for column in NUMBERS:
         wrong = ~table[column].map(lambda cell: cell == MISSING or bool(NUMBER.fullmatch(cell)))
         rules.append(("E-NUMBER", column, wrong, "a number, or n/a"))

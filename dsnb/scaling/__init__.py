@@ -15,8 +15,10 @@ from dsnb.scaling.ledgers import (
     read_subtypes,
     severity_curves,
 )
+from dsnb.scaling.loader import bench_loader, read_loader
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
 from dsnb.scaling.speed import bench_speed
+from dsnb.scaling.steps import bench_steps, read_steps
 from dsnb.scaling.tables import (
     MEASURES,
     ablation_table,
