@@ -1,4 +1,5 @@
-# One function for both training jobs: run until done or until Slurm warns of the wall time.
+# One function for jobs that train: run until done or until Slurm warns of the wall time.
+# shellcheck shell=bash
 # A bash trap waits for a foreground child, hence `&` and `wait`; see README.md.
 # A training that heard a signal and saved ends with 75 and leaves the file `requeue` in its folder.
 
