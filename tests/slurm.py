@@ -1,6 +1,6 @@
-"""A real Slurm on this machine for tests: two nodes of the shape of MareNostrum 5, here without GPUs.
+"""A real Slurm on this machine for tests: nodes in the shape of MareNostrum 5, without its GPUs.
 
-Both nodes are this host; their names, addresses and ports differ. Needs root and Debian's packages
+All nodes are this host; their names, addresses and ports differ. Needs root and Debian's packages
 slurm-wlm and munge; the files have to lie in the default place, or `srun` inside jobs fails.
 """
 
@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 
 ETC = Path("/etc/slurm")
 OURS = "# made by the tests of dsnb"
+NODES = {f"node{number}": number for number in range(1, 5)}
+NODE = "NodeName={0} NodeHostname={2} NodeAddr=127.0.0.1{1} Port=1700{1} CPUs=80 Gres=gpu:4\n"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 CONFIGURATION = """{ours}
 ClusterName=toy
@@ -47,9 +50,14 @@ SwitchType=switch/none
 KillWait=5
 MinJobAge=1800
 PlugStackConfig=/dev/null
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.11 Port=17001 CPUs=80 Gres=gpu:4
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.12 Port=17002 CPUs=80 Gres=gpu:4
-PartitionName=cpu Nodes=node[1-2] Default=YES MaxTime=4320 OverSubscribe=NO State=UP
+PartitionName=cpu Nodes={nodes} Default=YES MaxTime=4320 OverSubscribe=NO State=UP
+"""
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+PYTHON = """#!/bin/bash
+echo "$SLURM_JOB_ID $*" >> {log}
+if [ "${{TEST_FAIL-}}" = "$3" ]; then exit 1; fi
+export PYTHONPATH={root}:{root}/tests:{root}/tests/small
+exec {python} "$@"
 """
 
 
@@ -81,7 +89,7 @@ def say(*words: object, check: bool = True) -> str:
 
 @contextmanager
 def running() -> Iterator[Path]:
-    """Hold a Slurm with two idle nodes; stop it, with all its jobs, at the end."""
+    """Hold a Slurm with idle nodes; stop it, with all its jobs, at the end."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge refuses a socket behind a closed door
     ETC.mkdir(exist_ok=True)
@@ -95,11 +103,14 @@ def running() -> Iterator[Path]:
 
 
 def _start(folder: Path) -> None:
-    text = CONFIGURATION.format(ours=OURS, host=socket.gethostname().split(".")[0], folder=folder)
-    (ETC / "slurm.conf").write_text(text)
+    host, nodes = socket.gethostname().split(".")[0], ",".join(NODES)
+    text = CONFIGURATION.format(ours=OURS, host=host, folder=folder, nodes=nodes)
+    listed = "".join(NODE.format(name, number, host) for name, number in NODES.items())
+    partition = text.index("PartitionName")
+    (ETC / "slurm.conf").write_text(text[:partition] + listed + text[partition:])
     gpus = [f"Name=gpu File=/dev/{name}" for name in ("null", "zero", "full", "random")]
     (ETC / "gres.conf").write_text("\n".join([OURS, "AutoDetect=off", *gpus, ""]))
-    for name in ("state", "node1", "node2"):
+    for name in ("state", *NODES):
         (folder / name).mkdir()
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o400)
@@ -108,12 +119,12 @@ def _start(folder: Path) -> None:
              "log-file": "munged.log", "seed-file": "munge.seed"}  # fmt: skip
     words = [f"--{option}={folder / name}" for option, name in names.items()]
     commands = [["munged", "--force", *words], ["slurmctld", "-c"]]
-    commands += [["slurmd", "-N", name] for name in ("node1", "node2")]
+    commands += [["slurmd", "-N", name] for name in NODES]
     for command in commands:  # each leaves a daemon; none may hold a pipe of ours
         subprocess.run(command, env=environment, check=True, timeout=60,
                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
     ends = time.monotonic() + 60
-    while say("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() != "2":
+    while say("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() != str(len(NODES)):
         assert time.monotonic() < ends, (folder / "slurmctld.log").read_text()[-2000:]
         time.sleep(0.2)
 
@@ -125,7 +136,7 @@ def _stop(folder: Path) -> None:
         ends = time.monotonic() + 30
         while say("squeue", "-h", check=False).strip() and time.monotonic() < ends:
             time.sleep(0.2)
-    for name in ("slurmd.node1.pid", "slurmd.node2.pid", "slurmctld.pid", "munged.pid"):
+    for name in (*(f"slurmd.{name}.pid" for name in NODES), "slurmctld.pid", "munged.pid"):
         with suppress(OSError, ValueError):
             process = int((folder / name).read_text())
             os.kill(process, signal.SIGTERM)
@@ -137,23 +148,42 @@ def _stop(folder: Path) -> None:
 
 def _wait_for_end(process: int) -> None:
     ends = time.monotonic() + 20
-    while Path(f"/proc/{process}").exists() and time.monotonic() < ends:
-        time.sleep(0.1)
-    with suppress(OSError):
-        os.kill(process, signal.SIGKILL)
+    with suppress(OSError):  # it is gone, or only its entry is left
+        while " Z " not in Path(f"/proc/{process}/stat").read_text():
+            if time.monotonic() > ends:
+                os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
 
 
 def show(job: str) -> dict[str, str]:
-    """Return all that Slurm knows of a job (of an array: of its last listed task)."""
-    text = say("scontrol", "show", "job", "-o", job).strip().splitlines()[-1]
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+    """Return all that Slurm knows of a job that is no array."""
+    words = say("scontrol", "show", "job", "-o", job).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def wait(job: str, seconds: float, *states: str) -> str:
-    """Wait until a job is in one of the states (default: over); return which."""
-    states = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+def states(job: str) -> list[str]:
+    """Return the state of a job, or of every task of an array."""
+    return say("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
+
+
+def wait(job: str, seconds: float = 300) -> str:
+    """Wait until a job, or every task of an array, is over; return the states, each once.
+
+    Slurm holds a requeued job back for two minutes: it is let go at once.
+    """
     ends = time.monotonic() + seconds
-    while (state := show(job)["JobState"]) not in states:
-        assert time.monotonic() < ends, f"job {job} is {state} ({show(job).get('Reason')})"
-        time.sleep(0.3)
-    return state
+    while not OVER.issuperset(now := states(job)):
+        if now == ["PENDING"] and show(job).get("Reason") == "BeginTime":
+            say("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        assert time.monotonic() < ends, f"job {job} is {now}: {show(job)}"
+        time.sleep(0.5)
+    return " ".join(sorted(set(now)))
+
+
+def make_python(folder: Path, root: Path) -> Path:
+    """Write a `bin` whose `python` is this one with our checkout; it notes what it was asked."""
+    folder.mkdir()
+    path = folder / "python"
+    path.write_text(PYTHON.format(root=root, python=sys.executable, log=folder / "asked"))
+    path.chmod(0o755)
+    return folder
