@@ -161,17 +161,23 @@ def show(job: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
+def seconds(job: str) -> int:
+    """Return how long a job has been running."""
+    hours, minutes, rest = (int(part) for part in show(job)["RunTime"].split(":"))
+    return 3600 * hours + 60 * minutes + rest
+
+
 def states(job: str) -> list[str]:
     """Return the state of a job, or of every task of an array."""
     return say("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
 
 
-def wait(job: str, seconds: float = 300) -> str:
+def wait(job: str, patience_s: float = 300) -> str:
     """Wait until a job, or every task of an array, is over; return the states, each once.
 
     Slurm holds a requeued job back for two minutes: it is let go at once.
     """
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + patience_s
     while not OVER.issuperset(now := states(job)):
         if now == ["PENDING"] and show(job).get("Reason") == "BeginTime":
             say("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)

@@ -121,15 +121,17 @@ def trainings(cluster) -> SimpleNamespace:
     for name in ("two", "limit", "held"):
         cluster.root(name)
     shutil.copytree(cluster.folder / "two", cluster.folder / "one")
-    slow = {"TEST_STEP_S": "1", "TEST_VOLUMES": "360"}  # a minute and a half
-    one = ("--nodes=1",)
+    slow = {"TEST_STEP_S": "1", "TEST_VOLUMES": "480"}  # two minutes
+    one = ("--nodes=1", "--time=20", "--signal=B:USR1@90")
     found = SimpleNamespace(
-        limit=cluster.submit(
-            "03_train_vae", "limit", *one, "--time=1", "--signal=B:USR1@20", **slow
-        ),
+        limit=cluster.submit("03_train_vae", "limit", *one, **slow),
         held=cluster.submit("03_train_vae", "held", *one, DSNB_MAX_REQUEUE="0", **slow),
         two=cluster.submit("03_train_vae", "two", "--nodes=2"),
     )
+    stepped(cluster.folder / "limit")
+    # Only now, or a slow start would be cut: the end is near, and Slurm warns of it.
+    minutes = slurm.seconds(found.limit) // 60 + 2
+    slurm.say("scontrol", "update", f"JobId={found.limit}", f"TimeLimit={minutes}")
     stepped(cluster.folder / "held")
     found.twin = cluster.submit("03_train_vae", "held", *one, **slow)
     return found
@@ -184,11 +186,16 @@ def test_t05_without_progress_a_job_stops_and_says_so(cluster):
 @pytest.mark.cluster
 def test_t05_a_job_goes_on_after_its_wall_time(cluster, trainings):
     """The claim that Slurm's warning saves, requeues and ends as if never cut would fall."""
+    ends = time.monotonic() + 200
+    while slurm.show(trainings.limit)["Restarts"] == "0":
+        assert slurm.states(trainings.limit)[0] != "FAILED", cluster.log(trainings.limit)
+        assert time.monotonic() < ends, "the warning did not come"
+        time.sleep(0.5)
+    slurm.say("scontrol", "update", f"JobId={trainings.limit}", "TimeLimit=20")
     said = cluster.ended(trainings.limit)
     run = cluster.folder / "limit/runs/vae"
     assert "stopped and saved after" in said and "goes on after" in said
-    assert int(slurm.show(trainings.limit)["Restarts"]) >= 1
-    assert log(run)["seen"].tolist() == list(range(4, 361, 4))
+    assert log(run)["seen"].tolist() == list(range(4, 481, 4))
     assert (run / "product.json").is_file() and not (run / "requeue").exists()
     assert not list((cluster.folder / "limit").glob(".requeue-*"))
 
