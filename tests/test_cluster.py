@@ -122,9 +122,10 @@ def trainings(cluster) -> SimpleNamespace:
         cluster.root(name)
     shutil.copytree(cluster.folder / "two", cluster.folder / "one")
     slow = {"TEST_STEP_S": "1", "TEST_VOLUMES": "480"}  # two minutes
-    one = ("--nodes=1", "--time=20", "--signal=B:USR1@90")
+    one, warned = ("--nodes=1",), ("--nodes=2", "--time=20", "--signal=B:USR1@90")
     found = SimpleNamespace(
-        limit=cluster.submit("03_train_vae", "limit", *one, **slow),
+        # Its saves are slower than Slurm's KillWait here: nobody may cut the one of node 1.
+        limit=cluster.submit("03_train_vae", "limit", *warned, TEST_SAVE_S="5", **slow),
         held=cluster.submit("03_train_vae", "held", *one, DSNB_MAX_REQUEUE="0", **slow),
         two=cluster.submit("03_train_vae", "two", "--nodes=2"),
     )
@@ -215,7 +216,7 @@ with socket.socket() as busy:
 @pytest.fixture(scope="module")
 def faults(cluster) -> dict[str, str]:
     """Break things on two nodes, one launcher each; return what each launch said."""
-    names = ("fails", "killed", "hangs", "unequal")
+    names = ("fails", "killed", "hangs")
     folder = cluster.folder / "faults"
     folder.mkdir()
     refused = {
@@ -227,6 +228,7 @@ def faults(cluster) -> dict[str, str]:
     }  # fmt: skip
     lines = [HOLD]
     started = {name: f"launch 2 1 {ROOT}/tests/ranks.py {folder} {name}" for name in names}
+    started["fails"] = started["fails"].replace(" fails", " unequal fails")
     for attempt, (name, words) in enumerate((started | refused).items()):
         lines.append(f"attempt={attempt}; ({words}) &>{folder}/{name}.log || "
                      f"echo {name} $? >>{folder}/codes")  # fmt: skip
@@ -250,7 +252,8 @@ def test_t07_t08_t09_t10_the_cause_is_told_in_the_log(cluster, faults, name, wan
     if name == "unequal":
         said = (cluster.folder / "faults/unequal/rank-1").read_text()
     else:
-        assert faults[name] == "1", said
+        assert faults[name] == "1" and "Terminated" not in said, said
+        said = "".join(line for line in said.splitlines() if line.startswith("dsnb: "))
     assert re.search(wanted, said), said
 
 
@@ -472,6 +475,8 @@ def test_the_shell_is_clean():
 @pytest.fixture
 def hosts():
     """Hold two network namespaces that see each other through a pair of virtual cables."""
+    if not shutil.which("ip", path=slurm.search()) or os.geteuid():
+        refuse_or_skip("network namespaces need root and iproute2")
     names = [f"dsnb{os.getpid()}{end}" for end in "ab"]
     try:
         for name in names:
@@ -493,8 +498,6 @@ def hosts():
 @pytest.mark.cluster
 def test_two_hosts_on_a_cable_train_as_one_process(tmp_path, hosts):
     """The claim that ranks meet over a network that is not the loopback would fall."""
-    if not shutil.which("ip") or os.geteuid():
-        refuse_or_skip("network namespaces need root and iproute2")
     search = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": search, "GLOO_SOCKET_IFNAME": "dsnb0"}
     words = ["-m", "dsnb.launcher", "--nnodes=2", "--master-addr=10.77.0.1", "--master-port=23456"]

@@ -11,7 +11,8 @@ from dsnb.config import Cohort, Diffusion, Further, Search, Training, Vae, repla
 from dsnb.space import Grid
 
 VOLUMES = int(os.environ.get("TEST_VOLUMES", 48))
-PLAN = Training(volumes=VOLUMES, batch=4, lr=0.01, checkpoint_every=24, validate_every=24)
+EVERY = VOLUMES if "TEST_SAVE_S" in os.environ else 24
+PLAN = Training(volumes=VOLUMES, batch=4, lr=0.01, checkpoint_every=EVERY, validate_every=EVERY)
 SHORT = Training(volumes=64, batch=8, lr=1e-4, checkpoint_every=64, validate_every=64)
 LATENT = Vae(width=8, blocks=1, channels=2, training=PLAN)
 STUDIES = {
@@ -40,3 +41,12 @@ if "TEST_STEP_S" in os.environ:
         return step(self, closure)
 
     torch.optim.AdamW.step = slowly
+
+if "TEST_SAVE_S" in os.environ:
+
+    def sync(file, fsync=os.fsync):
+        """Sync as slowly as a large checkpoint on a busy file system."""
+        time.sleep(float(os.environ["TEST_SAVE_S"]))
+        fsync(file)
+
+    os.fsync = sync
