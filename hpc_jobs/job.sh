@@ -38,11 +38,11 @@ launch() { # NODES RANKS VERB...
     DSNB_PORT=$((12000 + (SLURM_JOB_ID + ${attempt:-0}) % 20000))
     export DSNB_HEAD DSNB_PORT
     export OMP_NUM_THREADS="${DSNB_CORES:-1}"
-    # Where one launcher has ended the others have 200 s to tell why, and rank 0 to save: with
-    # --kill-on-bad-exit Slurm would cut a save after KillWait, 30 s.
+    # Where one launcher has ended the others have 200 s to tell why, and to end with their own
+    # code: with --kill-on-bad-exit Slurm ended them first, and the step with 143.
     # shellcheck disable=SC2016  # expanded on each node, where SLURM_NODEID is known
-    exec srun --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=200 bash -c '
-        exec python -m dsnb.launcher --nnodes="$1" --nproc-per-node="$2" \
+    exec srun --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=200 \
+        bash -c 'exec python -m dsnb.launcher --nnodes="$1" --nproc-per-node="$2" \
             --node-rank="$SLURM_NODEID" --master-addr="$DSNB_HEAD" --master-port="$DSNB_PORT" \
             "${@:3}"' launch "$@"
 }

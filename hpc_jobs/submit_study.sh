@@ -73,7 +73,11 @@ source "$DSNB_SITE"
 check_settings
 
 study=(--preset "$DSNB_PRESET" --data-root "$DSNB_DATA")
-if [ -n "$DSNB_RAW" ]; then study+=(--raw "$DSNB_RAW"); else run python -m dsnb phantom "${study[@]}"; fi
+if [ -n "$DSNB_RAW" ]; then
+    study+=(--raw "$DSNB_RAW")
+else
+    run python -m dsnb phantom "${study[@]}"
+fi
 run python -m dsnb import "${study[@]}"
 
 gres() { [ "$DSNB_GRES" = none ] && echo none || echo "$DSNB_GRES:$1"; }
