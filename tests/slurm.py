@@ -19,7 +19,7 @@ from pathlib import Path
 
 ETC = Path("/etc/slurm")
 OURS = "# made by the tests of dsnb"
-NODES = {f"node{number}": number for number in range(1, 5)}
+NODES = {f"node{number}": number for number in range(1, 7)}
 NODE = "NodeName={0} NodeHostname={2} NodeAddr=127.0.0.1{1} Port=1700{1} CPUs=80 Gres=gpu:4\n"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 CONFIGURATION = """{ours}

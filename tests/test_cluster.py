@@ -121,20 +121,20 @@ def trainings(cluster) -> SimpleNamespace:
     for name in ("two", "limit", "held"):
         cluster.root(name)
     shutil.copytree(cluster.folder / "two", cluster.folder / "one")
-    slow = {"TEST_STEP_S": "1", "TEST_VOLUMES": "480"}  # two minutes
-    one, warned = ("--nodes=1",), ("--nodes=2", "--time=20", "--signal=B:USR1@90")
+    slow, endless = {"TEST_STEP_S": "1", "TEST_VOLUMES": "480"}, {"TEST_VOLUMES": "9600"}
+    warned = ("--nodes=2", "--time=20", "--signal=B:USR1@90")
     found = SimpleNamespace(
-        # Its saves are slower than Slurm's KillWait here: nobody may cut the one of node 1.
-        limit=cluster.submit("03_train_vae", "limit", *warned, TEST_SAVE_S="5", **slow),
-        held=cluster.submit("03_train_vae", "held", *one, DSNB_MAX_REQUEUE="0", **slow),
+        limit=cluster.submit("03_train_vae", "limit", *warned, **slow),
+        held=cluster.submit("03_train_vae", "held", "--nodes=1", DSNB_MAX_REQUEUE="0",
+                            **slow | endless),
         two=cluster.submit("03_train_vae", "two", "--nodes=2"),
-    )
+    )  # fmt: skip
     stepped(cluster.folder / "limit")
     # Only now, or a slow start would be cut: the end is near, and Slurm warns of it.
     minutes = slurm.seconds(found.limit) // 60 + 2
     slurm.say("scontrol", "update", f"JobId={found.limit}", f"TimeLimit={minutes}")
     stepped(cluster.folder / "held")
-    found.twin = cluster.submit("03_train_vae", "held", *one, **slow)
+    found.twin = cluster.submit("03_train_vae", "held", "--nodes=1", **slow | endless)
     return found
 
 
@@ -195,6 +195,7 @@ def test_t05_a_job_goes_on_after_its_wall_time(cluster, trainings):
     slurm.say("scontrol", "update", f"JobId={trainings.limit}", "TimeLimit=20")
     said = cluster.ended(trainings.limit)
     run = cluster.folder / "limit/runs/vae"
+    assert "Terminated" not in said and len(re.findall("with exit code 75", said)) >= 2
     assert "stopped and saved after" in said and "goes on after" in said
     assert log(run)["seen"].tolist() == list(range(4, 481, 4))
     assert (run / "product.json").is_file() and not (run / "requeue").exists()

@@ -11,8 +11,7 @@ from dsnb.config import Cohort, Diffusion, Further, Search, Training, Vae, repla
 from dsnb.space import Grid
 
 VOLUMES = int(os.environ.get("TEST_VOLUMES", 48))
-EVERY = VOLUMES if "TEST_SAVE_S" in os.environ else 24
-PLAN = Training(volumes=VOLUMES, batch=4, lr=0.01, checkpoint_every=EVERY, validate_every=EVERY)
+PLAN = Training(volumes=VOLUMES, batch=4, lr=0.01, checkpoint_every=24, validate_every=24)
 SHORT = Training(volumes=64, batch=8, lr=1e-4, checkpoint_every=64, validate_every=64)
 LATENT = Vae(width=8, blocks=1, channels=2, training=PLAN)
 STUDIES = {
@@ -32,21 +31,12 @@ STUDIES = {
 if "TEST_STUDY" in os.environ:
     config.PRESETS["smoke"] = STUDIES[os.environ["TEST_STUDY"]]
 
-if "TEST_STEP_S" in os.environ:
+if "TEST_STEP_S" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
     import torch
 
     def slowly(self, closure=None, step=torch.optim.AdamW.step):
-        """Sleep before a step: a long training that leaves the cores to others."""
+        """Sleep before a step: the first start of a job is long, and leaves the cores to others."""
         time.sleep(float(os.environ["TEST_STEP_S"]))
         return step(self, closure)
 
     torch.optim.AdamW.step = slowly
-
-if "TEST_SAVE_S" in os.environ:
-
-    def sync(file, fsync=os.fsync):
-        """Sync as slowly as a large checkpoint on a busy file system."""
-        time.sleep(float(os.environ["TEST_SAVE_S"]))
-        fsync(file)
-
-    os.fsync = sync
