@@ -28,6 +28,10 @@ plain) # Any other; as it stands without GPUs, account and QoS, in the default p
     export DSNB_GPUS="${DSNB_GPUS:-1}"    # processes a node; without GPUs they meet over gloo
     export DSNB_CORES="${DSNB_CORES:-4}"  # of a process
     ;;
+*)
+    printf 'dsnb: DSNB_CLUSTER is %q, expected mn5 or plain\n' "$DSNB_CLUSTER" >&2
+    return 2
+    ;;
 esac
 export DSNB_NODES="${DSNB_NODES:-2}" # of the VAE's training, 1 to 8
 
