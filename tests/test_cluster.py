@@ -236,7 +236,7 @@ def faults(cluster) -> dict[str, str]:
         lines.append(f"attempt={attempt}; ({words}) &>{folder}/{name}.log || "
                      f"echo {name} $? >>{folder}/codes")  # fmt: skip
     job = cluster.submit(written(cluster.folder, "\n".join(lines), "faults"), "faults", "--nodes=2")
-    cluster.ended(job)
+    cluster.ended(job, seconds=900)
     said = {name: (folder / f"{name}.log").read_text() for name in (*names, *refused)}
     codes = (folder / "codes").read_text().splitlines()
     return said | dict(code.split() for code in codes) | {f"{k} said": v for k, v in said.items()}
