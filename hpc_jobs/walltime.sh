@@ -1,4 +1,5 @@
-# One function for both training jobs: run until done or until Slurm warns of the wall time.
+# One function for jobs that train: run until done or until Slurm warns of the wall time.
+# shellcheck shell=bash
 # A bash trap waits for a foreground child, hence `&` and `wait`; see README.md.
 # A training that heard a signal and saved ends with 75 and leaves the file `requeue` in its folder.
 
@@ -41,8 +42,9 @@ until_walltime() { # RUN COMMAND...: exit code of the command, or 0 after a requ
         echo "no new checkpoint since the last start: lengthen --time or lower checkpoint_every" >&2
         return 1
     fi
-    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DSNB_MAX_REQUEUE:-10}" ]; then
-        echo "requeued ${SLURM_RESTART_COUNT} times already: submit again to go on" >&2
+    local again="${SLURM_RESTART_COUNT:-0}" # unset at the first start
+    if [ "$again" -ge "${DSNB_MAX_REQUEUE:-10}" ]; then
+        echo "requeued $again times already: submit again to go on" >&2
         return 1
     fi
     echo "$last" >"$note"
