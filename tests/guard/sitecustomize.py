@@ -9,7 +9,7 @@ import traceback
 ALLOWED = (
     ipaddress.ip_network("127.0.0.0/8"),
     ipaddress.ip_network("::1/128"),
-    ipaddress.ip_network("192.0.2.0/24"),  # the tests' own network namespaces (RFC 5737)
+    ipaddress.ip_network("10.77.0.0/24"),  # our own network namespaces
 )
 
 
