@@ -47,7 +47,7 @@ class Command:
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root; or
     # synthetic, for the samples of a study.
     # `import`: the folder as received, and the BIDS folder to make.
-    # `bench`: none, speed or cost. `search`: none, or what the ledger is filled with: ablations,
+    # `bench`: none, speed, cost, links, batch or cluster. `search`: none, or what the ledger is filled with: ablations,
     # norms, severity, shift, power, planted, hard, latents, subtypes, stages, synthesis, sharpness.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
@@ -168,6 +168,7 @@ def run(command: Command) -> int:
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
+        "bench links": lambda: scaling.bench_links(),
     }
     words = verb if verb == "sample" else " ".join((verb, *command.words))
     if words not in walk:

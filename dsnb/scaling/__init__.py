@@ -15,6 +15,7 @@ from dsnb.scaling.ledgers import (
     read_subtypes,
     severity_curves,
 )
+from dsnb.scaling.links import bench_links
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.tables import (
