@@ -1,7 +1,7 @@
 """Hosts that are none: network namespaces of this machine, each behind a link of a chosen rate.
 
-Every host has one veth pair to a bridge, and a token bucket on what it sends: a ring sends from each
-host to one other, so this limits both directions. Needs root and iproute2.
+Every host has one veth pair to a bridge, and a token bucket on what it sends: a ring sends from
+each host to one other, so this limits both directions. Needs root and iproute2.
 """
 
 import os

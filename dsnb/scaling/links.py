@@ -51,7 +51,7 @@ LAYOUTS = (
 
 
 def sizes(times: int) -> list[int]:
-    """Return the lean VAE's gradient sizes at `small` (numbers), in order, each `times` as large."""
+    """Return `times` the lean VAE's gradient sizes (numbers) at `small`, in order."""
     mean = np.zeros(SMALL.grid.shape, np.float32)
     return [times * one.numel() for one in vae.build(SMALL.vae, mean, mean).parameters()]
 

@@ -1,7 +1,7 @@
 """One emulated rank: real gradients through DDP and gloo, and sleep in place of compute.
 
-A program of its own that imports torch alone, so that dozens fit into memory. It reads a task a line
-(JSON) and, on rank 0, answers with the seconds of every step.
+A program of its own that imports torch alone, so that dozens fit into memory. It reads a task a
+line (JSON) and, on rank 0, answers with the seconds of every step.
 """
 
 import functools
@@ -99,7 +99,9 @@ def main() -> None:
         spent = torch.tensor(time.process_time(), dtype=torch.float64)
         dist.all_reduce(spent)
         if os.environ["RANK"] == "0":
-            print(json.dumps({"seconds": seconds, "cpu_seconds": spent.item()}), flush=True)
+            answer = {"seconds": seconds, "cpu_seconds": spent.item()}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
     dist.destroy_process_group()
 
 
