@@ -44,7 +44,8 @@ def tell_model(table: pd.DataFrame, fitted: Links) -> tuple[str, str]:
     said = (
         f"Fitted on {len(table) - len(held)} configurations: latency "
         f"{1e3 * fitted.latency_s:.2f} ms, {100 * fitted.share:.0f} % of a link's rate, "
-        f"{fitted.core_bytes / 1e6:.0f} MB/s a core. Median error on {len(held)} held-out ones: "
+        f"{fitted.core_bytes / 1e6:.0f} MB/s a core, crowding {fitted.crowding:.2f}. "
+        f"Median error on {len(held)} held-out ones: "
         f"{errors[0]:.1f} % of the gradients' sum, {errors[1]:.1f} % of whole steps; "
         f"{table['stale'].sum()} by older code."
     )

@@ -26,6 +26,11 @@ class Links:
     latency_s: float
     share: float
     core_bytes: float
+    crowding: float  # power of ranks a core by which latency grows and a core's bytes/s shrink
+
+    def crowd(self, world: int, cores: int) -> float:
+        """Return by how much ranks that share cores are slower; 1 where each has its own."""
+        return max(1.0, world / cores) ** self.crowding
 
     def bandwidth(self, gigabits: float, crowd: float) -> float:
         """Return the bytes/s of a rank: the link's, or what its share of a core can move."""
@@ -59,7 +64,7 @@ def step_s(load_s: float, compute_s: float, buckets: Sequence[int], sums: Sequen
 
 def predict(row: dict, fitted: Links, compute_s: float) -> float:
     """Return the seconds of an emulated step, its own work on the gradients not included."""
-    buckets, crowd = fill_buckets(row["sizes"]), max(1.0, row["world"] / row["cores"])
+    buckets, crowd = fill_buckets(row["sizes"]), fitted.crowd(row["world"], row["cores"])
     bandwidth = fitted.bandwidth(row["gigabits"], crowd)
     sums = [sum_s(row["world"], size, crowd * fitted.latency_s, bandwidth) for size in buckets]
     return step_s(0.0, compute_s, buckets, sums)
@@ -85,19 +90,23 @@ def is_fitted(row: dict) -> bool:
 
 
 def fit(rows: list[dict]) -> Links:
-    """Fit latency, share and core to the bare sums of `rows`, by relative error."""
+    """Fit all of `Links` to the bare sums of `rows`, by relative error."""
     wanted = np.array([row["bare_s"] - row["local_s"] for row in rows])
 
-    def miss(logarithms: np.ndarray) -> np.ndarray:
-        found = Links(*np.exp(logarithms))
-        predicted = np.array([predict(row, found, 0.0) for row in rows])
+    def read(values: np.ndarray) -> Links:
+        return Links(*np.exp(values[:3]).tolist(), float(values[3]))
+
+    def miss(values: np.ndarray) -> np.ndarray:
+        predicted = np.array([predict(row, read(values), 0.0) for row in rows])
         return np.log(predicted / wanted)
 
     tries = [
-        optimize.least_squares(miss, (latency, 0.0, core), x_scale=(1, 0.1, 1), diff_step=1e-4)
+        optimize.least_squares(
+            miss, (latency, 0.0, core, 1.0), x_scale=(1, 0.1, 1, 0.3), diff_step=1e-4
+        )
         for latency in (-9, -7, -5) for core in (18, 19, 20, 21)
     ]  # fmt: skip
-    return Links(*np.exp(min(tries, key=lambda one: one.cost).x).tolist())
+    return read(min(tries, key=lambda one: one.cost).x)
 
 
 def compare(rows: list[dict]) -> tuple[pd.DataFrame, Links | None]:

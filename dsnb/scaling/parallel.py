@@ -1,7 +1,8 @@
 """Benchmarks of data-parallel training: speed, equal losses, and resume to the bit.
 
 Arrangements of cores (1 process x n threads, n processes x 1 thread, ...) stay alive side by side
-and step in turns, so that whatever else the machine does falls on all of them.
+and step in turns, so that whatever else the machine does falls on all of them. Those of one shape
+share their processes.
 """
 
 import json
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from dsnb import checkpoints, distributed, record, training, vae
-from dsnb.config import Scaling, Study, Training, Vae, replace
+from dsnb.config import Scaling, Study, Training, replace
 from dsnb.training.clock import host_peak_mib
 
 CODE = ("scaling/parallel", "checkpoints", "training/loop", *vae.CODE)
@@ -54,26 +55,26 @@ def _plan(study: Study, batches: int = 1) -> Training:
     return replace(study.vae.training, batch=batches * study.scaling.batch, accumulate=1)
 
 
-def _work(pipe: Connection, place: dict, one: Arrangement, root: Path, settings: Vae) -> None:
-    """Be one process of an arrangement: take as many steps as the pipe says, again and again.
+def _work(pipe: Connection, place: dict, some: dict, root: Path, study: Study) -> None:
+    """Be one process of `some` arrangements: step as the one that the pipe names, again and again.
 
-    Each answer holds seconds, those of a step's parts, losses and peak memory.
+    Each arrangement trains a network of its own. An answer holds seconds, those of a step's parts,
+    losses and peak memory.
     """
     os.environ |= place
-    torch.set_num_threads(one.threads)
-    plan = settings.training
+    torch.set_num_threads(max(one.threads for one in some.values()))
     with distributed.joined() as ranks:
-        task = vae.VaeTask(root, settings, ranks.device)
-        state = training.State(task, plan, {}, ranks)
+        states = {}
+        for name, one in some.items():
+            settings = replace(study.vae, training=_plan(study, one.batches))
+            task = vae.VaeTask(root, settings, ranks.device)
+            states[name] = task, training.State(task, settings.training, {}, ranks)
         while True:
-            count = pipe.recv()
+            name = pipe.recv()
             distributed.any_over_ranks(False, ranks.device)  # all are here
-            began, entries = time.perf_counter(), []
-            with nullcontext() if one.summed else state.objective.no_sync():
-                for _ in range(count):
-                    seen = state.counts["seen"]
-                    rows = distributed.ordered_rows(task.rows, plan.seed, seen, plan.batch)
-                    entries.append(training.step(state, task, rows, ranks))
+            began = time.perf_counter()
+            with nullcontext() if some[name].summed else states[name][1].objective.no_sync():
+                entries = [_step(*states[name], ranks) for _ in range(study.scaling.steps)]
             seconds = time.perf_counter() - began
             laps = {lap: sum(entry[f"{lap}_s"] for entry in entries) for lap in LAPS}
             losses = [entry["loss"].hex() for entry in entries]  # results files round to six digits
@@ -81,28 +82,34 @@ def _work(pipe: Connection, place: dict, one: Arrangement, root: Path, settings:
             pipe.send(answer | {"laps": laps})
 
 
+def _step(task: vae.VaeTask, state: training.State, ranks: distributed.Ranks) -> dict:
+    """Take the next step of a training."""
+    plan, seen = state.settings, state.counts["seen"]
+    rows = distributed.ordered_rows(task.rows, plan.seed, seen, plan.batch)
+    return training.step(state, task, rows, ranks)
+
+
 @contextmanager
-def alive(root: Path, study: Study, one: Arrangement) -> Iterator[Callable[[], dict]]:
-    """Keep an arrangement of processes alive; yields a function that runs one round."""
-    fresh, workers = get_context("spawn"), []
-    settings = replace(study.vae, training=_plan(study, one.batches))
+def alive(root: Path, study: Study, some: dict) -> Iterator[Callable[[str], dict]]:
+    """Keep processes alive, all of `some` arrangements; yields a function that runs a round."""
+    fresh, workers, (processes,) = get_context("spawn"), [], {a.processes for a in some.values()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    place["WORLD_SIZE"] = str(one.processes)
+    place["WORLD_SIZE"] = str(processes)
     if sys.platform == "linux":
         place["GLOO_SOCKET_IFNAME"] = "lo"  # one machine needs no name service
-    for rank in range(one.processes):
+    for rank in range(processes):
         ours, theirs = fresh.Pipe()
         own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = fresh.Process(target=_work, args=(theirs, own, one, root, settings))
+        process = fresh.Process(target=_work, args=(theirs, own, some, root, study))
         process.start()
         theirs.close()  # or the end of the process would not be heard
         workers.append((process, ours))
 
-    def go() -> dict:
+    def go(name: str) -> dict:
         for _, pipe in workers:
-            pipe.send(study.scaling.steps)
+            pipe.send(name)
         try:
             if all(pipe.poll(PATIENCE_S) for _, pipe in workers):
                 return [pipe.recv() for _, pipe in workers][0]
@@ -120,14 +127,16 @@ def alive(root: Path, study: Study, one: Arrangement) -> Iterator[Callable[[], d
 def race(root: Path, study: Study) -> dict[str, list[dict]]:
     """Let all arrangements step in turns; their rounds, warm-up first, by name."""
     scaling, goes = study.scaling, {}
+    everyone = arrangements(scaling.processes)
     with ExitStack() as stack:
-        for name, one in arrangements(scaling.processes).items():
-            goes[name] = stack.enter_context(alive(root, study, one))
-        answers = {name: [] for name in goes}
+        for shape in dict.fromkeys((one.processes, one.threads) for one in everyone.values()):
+            some = {k: one for k, one in everyone.items() if shape == (one.processes, one.threads)}
+            goes |= dict.fromkeys(some, stack.enter_context(alive(root, study, some)))
+        answers = {name: [] for name in everyone}
         for number in range(scaling.rounds + 1):
-            turns = list(goes)[:: 1 if number % 2 else -1]  # who goes first alternates
+            turns = list(everyone)[:: 1 if number % 2 else -1]  # who goes first alternates
             for name in turns:
-                answers[name].append(goes[name]())
+                answers[name].append(goes[name](name))
             record.progress("bench", number, scaling.rounds)
     return answers
 
@@ -137,9 +146,9 @@ def train_alike(root: Path, study: Study) -> dict[str, list[dict]]:
     scaling, processes = study.scaling, study.scaling.parity_processes
     if not processes:
         return {}
-    with alive(root, study, Arrangement(processes)) as go:
-        rounds = -(-scaling.parity_steps // scaling.steps)
-        return {f"{processes}x1": [go() for _ in range(rounds)]}
+    name = f"{processes}x1"
+    with alive(root, study, {name: Arrangement(processes)}) as go:
+        return {name: [go(name) for _ in range(-(-scaling.parity_steps // scaling.steps))]}
 
 
 def resumes_identically(root: Path, folder: Path, study: Study, steps: int = 3) -> bool:

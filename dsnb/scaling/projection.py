@@ -38,8 +38,8 @@ ASSUMPTIONS = {
     "inside": Assumption(80, 350, "GB/s of a ring within a node", "own"),
     "between": Assumption(20, 90, "GB/s of a ring between nodes", "four adapters a node; own"),
     "latency": Assumption(3, 30, "us a step of a ring", "own"),
-    "overhead": Assumption(1, 15, "ms a step, whatever the batch", "kernel launches, optimizer; own"),
-    "jitter": Assumption(0.5, 5, "% SD of a rank's compute", "the slowest rank sets the step; own"),
+    "overhead": Assumption(1, 15, "ms a step, whatever the batch", "launches, optimizer; own"),
+    "jitter": Assumption(0.5, 5, "% SD of a rank's compute", "all wait for the slowest; own"),
     "loader": Assumption(0.3, 3, "times the bytes/s loaded here by one process", "own"),
 }  # fmt: skip
 
