@@ -252,7 +252,7 @@ SMOKE = Study(
     Release(components=6, attack_components=20, neighbours=2, pairs=2, reconstructions=3, copies=4,
             draws=2, overfit_people=6, overfit_volumes=8_192, bootstraps=100),
     Search(trials=2, volumes=16),
-    Scaling(rounds=2, steps=2, parity_steps=4),
+    Scaling(rounds=2, steps=2, parity_steps=4, cluster_batch=8, cluster_steps=3),
 )  # fmt: skip
 MEDIUM = Study(
     "medium",

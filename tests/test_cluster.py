@@ -6,6 +6,7 @@ import tiny
 
 from dsnb import launcher, record, scaling
 from dsnb.checks import BadInput
+from dsnb.config import replace
 from dsnb.record import ledger
 from dsnb.scaling import batches, cluster, tables
 
@@ -30,17 +31,16 @@ def ledgers(tmp_path, monkeypatch):
 
 
 def test_the_launcher_benchmarks_any_number_of_ranks(root, ledgers, tmp_path, monkeypatch):
-    """Claim: two launched processes add one row, with ranks, device, parts and memory; once."""
+    """Claim: two launched processes add one row, with ranks, device, parts and memory."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("DSNB_DEVICE", "cpu")
     words = ["--nnodes", "1", "--nproc-per-node", "2", str(script), str(ledgers), "bench",
              "cluster", "--preset", "smoke", "--data-root", str(root), "--vae.width", "8",
-             "--scaling.cluster-batch", "8", "--scaling.cluster-steps", "2"]  # fmt: skip
-    for _ in range(2):
-        assert launcher.main(words) == 0
-        (row,) = record.ledger_rows(cluster.LEDGER)
+             "--scaling.cluster-steps", "2"]  # fmt: skip
+    assert launcher.main(words) == 0
+    (row,) = record.ledger_rows(cluster.LEDGER)
     assert (row["world"], row["nodes"], row["backend"]) == (2, 1, "gloo")
     assert row["preset"] == "smoke" and row["device"].startswith("CPU")
     table = scaling.read_cluster()
@@ -50,6 +50,16 @@ def test_the_launcher_benchmarks_any_number_of_ranks(root, ledgers, tmp_path, mo
     assert (parts > 0).all(axis=None) and (parts.sum(axis=1) < 1.5 * table["apart_s"]).all()
     assert (table["peak_mib"] > 50).all() and table["efficiency"].isna().all()
     assert not len(scaling.read_cluster(gpus=True)), "processors are no GPUs"
+
+
+def test_one_process_is_a_row_of_its_own_and_no_run_is_repeated(root, ledgers, monkeypatch):
+    """Claim: without a launcher the same benchmark runs on one rank, and only once."""
+    monkeypatch.setenv("DSNB_DEVICE", "cpu")
+    some = replace(tiny.STUDY.scaling, cluster_batch=4, cluster_steps=1)
+    for _ in range(2):
+        scaling.bench_cluster(root, replace(tiny.STUDY, scaling=some))
+    assert scaling.read_cluster()["world"].tolist() == [1, 1]
+    assert scaling.read_cluster()["efficiency"].tolist() == [1, 1]
 
 
 def test_efficiency_on_a_cluster_is_against_one_rank(ledgers):

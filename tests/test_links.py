@@ -14,7 +14,7 @@ from dsnb.config import FULL, SMALL
 from dsnb.record import ledger
 from dsnb.scaling import hosts, links, model, projection
 
-PLANTED = model.Links(2e-3, 0.9, 4e8, 0.8)
+PLANTED = model.Links(2e-3, 0.9, 4e8, 0.4, 0.8)
 ROOT = hosts.os.geteuid() == 0 and all(map(hosts.shutil.which, ("ip", "tc")))
 needs_root = pytest.mark.skipif(not ROOT, reason="network namespaces need root, ip and tc")
 
@@ -22,10 +22,10 @@ needs_root = pytest.mark.skipif(not ROOT, reason="network namespaces need root, 
 def rows(truth=PLANTED, noise=0.02, added=lambda row: 0.0):
     """Return configurations as `read_links` does, of links that are known, with 2 % noise."""
     rng, found = np.random.default_rng(0), []
-    for world in (2, 3, 4, 8):
+    for world, count in ((2, 2), (3, 3), (4, 4), (4, 2), (8, 2)):
         for times in links.TIMES:
             for gigabits in links.GIGABITS:
-                row = {"world": world, "hosts": world, "cores": 2, "stale": False, "local_s": 1e-3,
+                row = {"world": world, "hosts": count, "cores": 2, "stale": False, "local_s": 1e-3,
                        "times": times, "gigabits": gigabits,
                        "sizes": [times * 40_000] * 8}  # fmt: skip
                 errors = np.exp(noise * rng.standard_normal(2))
@@ -44,9 +44,10 @@ def test_the_fit_finds_planted_links():
     assert found.latency_s == pytest.approx(PLANTED.latency_s, rel=0.1)
     assert found.share == pytest.approx(PLANTED.share, rel=0.05)
     assert found.core_bytes == pytest.approx(PLANTED.core_bytes, rel=0.05)
+    assert found.near == pytest.approx(PLANTED.near, abs=0.1)
     assert found.crowding == pytest.approx(PLANTED.crowding, abs=0.1)
     seen = table[~table["held_out"]]
-    assert len(seen) == 8 and set(seen["world"]) == {2, 4} and set(seen["times"]) == {1, 16}
+    assert len(seen) == 12 and set(seen["world"]) == {2, 4} and set(seen["times"]) == {1, 16}
     assert model.held_out_error(table) < 4 and model.held_out_error(table, "step") < 4
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from dsnb.figures.charts import COLOURS, OTHERS, _open_chart, _plain_axes
 
@@ -63,12 +63,15 @@ def plot_parity(gaps: pd.DataFrame, bar: float, title: str) -> Figure:
     for (name, values), colour, mark in zip(gaps.items(), SERIES, MARKS):
         axes.plot(gaps.index, values.clip(lower=floor), mark, color=colour, ms=4, label=name)
     axes.axhline(bar, color="grey", ls="--", lw=1)
-    axes.annotate(f"bar {bar:g}", (0, bar), (0, 3), textcoords="offset points", fontsize=8)
-    axes.annotate("equal to the bit", (0, floor), (0, 3), textcoords="offset points", fontsize=8)
     axes.axhline(floor, color="grey", lw=0.5)
+    style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+    for level, text in ((bar, f"bar {bar:g}"), (floor, "equal to the bit")):
+        axes.text(1.01, level, text, color="dimgrey", **style)
     axes.set_yscale("log")
     axes.set_ylim(floor / 2, bar * 4)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8, ncols=len(gaps.columns), loc="lower right",
+                bbox_to_anchor=(1, 1))  # fmt: skip
     _plain_axes(axes, "step", "relative difference of the loss")
     _title(axes, title)
     return figure
@@ -108,6 +111,10 @@ def plot_model(table: pd.DataFrame, measures: dict[str, str], band: float, title
                 axes.plot(*pair, mark, color=colour, mfc=colour if held else "none", ms=5,
                           label=text)  # fmt: skip
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < 50 * ends[0] else (1,)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         _plain_axes(axes, f"{label}, measured (s)", "predicted (s)")
     axes.legend(frameon=False, fontsize=7, loc="lower right")
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
@@ -122,8 +129,10 @@ def plot_ranks(table: pd.DataFrame, title: str) -> Figure:
         part, label = part.sort_values("world"), f"{size:.1f} MiB, {rate:g} Gb/s"
         axes.plot(part["world"], part["sum_predicted_s"], ls="--", color=colour, lw=1)
         axes.plot(part["world"], part["sum_s"], mark, color=colour, ms=5, label=label)
+    axes.plot([], [], ls="--", color="grey", lw=1, label="predicted, of its colour")
     _plain_powers(axes, np.unique(table["world"]))
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     _plain_axes(axes, "emulated ranks", "seconds to sum the gradients")
@@ -153,9 +162,11 @@ def plot_projection(
                 axes.plot(own["world"], own[value], mark, color=colour, ms=6,
                           label=f"{kind}: measured")  # fmt: skip
         _plain_powers(axes, np.unique(some["gpus"]))
-        if value != "efficiency":
+        if value == "efficiency":
+            axes.set_ylim(0, 1.05)
+        else:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
         _plain_axes(axes, "GPUs, 4 a node", unit)

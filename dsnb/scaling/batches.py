@@ -22,7 +22,7 @@ LEDGER = "10_batch"
 CODE = ("vae/networks", "vae/losses", "vae/task", "training/state", "scaling/batches")
 BATCHES = (2, 4, 8, 16)  # the first is the default, which sets the target
 SEEDS = (1, 2, 3)
-VOLUMES = 960  # seen by the default; the others go on to twice as many at most
+VOLUMES = 576  # seen by the default; the others go on to twice as many at most
 EVERY = 48  # volumes between judgements, a multiple of every batch
 JUDGED = 10  # validation people who judge
 

@@ -14,6 +14,8 @@ def tell_steps(efficiency: pd.DataFrame, split: pd.DataFrame) -> tuple[str, tupl
         f"{name}, loading {both['load_ms']:.1f} ms."
     )
     title, other = "Fewer cores than processes", f"The sum takes {share:.0f} % of a step of {name}"
+    if share < 0:
+        other = "What the sum takes is below the noise of the rounds"
     if len(efficiency):
         values = efficiency.set_index("kind")["efficiency"]
         title = f"Strong {values['strong']:.2f}, weak {values['weak']:.2f} of perfect"
@@ -44,7 +46,8 @@ def tell_model(table: pd.DataFrame, fitted: Links) -> tuple[str, str]:
     said = (
         f"Fitted on {len(table) - len(held)} configurations: latency "
         f"{1e3 * fitted.latency_s:.2f} ms, {100 * fitted.share:.0f} % of a link's rate, "
-        f"{fitted.core_bytes / 1e6:.0f} MB/s a core, crowding {fitted.crowding:.2f}. "
+        f"{fitted.core_bytes / 1e6:.0f} MB/s a core; bytes within a host cost "
+        f"{fitted.near:.2f} of those between, crowding {fitted.crowding:.2f}. "
         f"Median error on {len(held)} held-out ones: "
         f"{errors[0]:.1f} % of the gradients' sum, {errors[1]:.1f} % of whole steps; "
         f"{table['stale'].sum()} by older code."
@@ -68,7 +71,7 @@ def tell_projection(projected: pd.DataFrame, preset: str) -> tuple[str, str]:
         f"{row['kind']} {row['efficiency']:.2f} ({row['efficiency_low']:.2f} to "
         f"{row['efficiency_high']:.2f})" for row in last.to_dict("records")
     )  # fmt: skip
-    start, status = f"{most} GPUs at `{preset}`", last["status"].iloc[0]
+    start, status = f"{most} GPUs, {preset}", last["status"].iloc[0]
     low, high = last["volumes_per_second_low"].min(), last["volumes_per_second_high"].max()
     speed = f"{start}: {low:.0f} to {high:.0f} volumes/s; {status}"
     return f"{start}: efficiency {said}; {status}", speed

@@ -1,7 +1,8 @@
 """What summing gradients costs on links of known rate: real DDP between hosts that are none.
 
-The model (`model.py`) is fitted on 2 and 4 ranks, two gradient sizes and two rates, chosen before
-the ledger was filled; all else is held out: sizes and rates between, larger sizes, other ranks.
+The model (`model.py`) is fitted on three layouts of 2 and 4 ranks, two gradient sizes and two
+rates, chosen before the ledger was filled; all else is held out: sizes and rates between, larger
+sizes, other ranks and hosts.
 """
 
 import json
@@ -25,7 +26,7 @@ CODE = ("scaling/links", "scaling/hosts", "scaling/rank")
 RANK = Path(__file__).with_name("rank.py")
 TIMES = (1, 4, 16, 44)  # gradients of the lean VAE at `small`, times this; 44: those of `full`
 GIGABITS = (0.1, 1.0, 3.0, 10.0)
-FITTED = {"world": (2, 4), "times": (1, 16), "gigabits": (0.1, 10.0)}
+FITTED = {"layout": ((2, 2), (4, 4), (4, 2)), "times": (1, 16), "gigabits": (0.1, 10.0)}
 COMPUTE_S = 0.2  # that a whole step sleeps
 # A kind of step: what it sleeps, and whether gradients are summed over the ranks.
 KINDS = {"local": (0.0, False), "bare": (0.0, True), "whole": (COMPUTE_S, True)}
@@ -45,9 +46,9 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(2, 2), Layout(3, 3, TIMES[:3]), Layout(4, 4, TIMES[:3]),
-    Layout(8, 2, (1, 16), (1.0, 10.0)), Layout(16, 4, (1, 16), (1.0, 10.0)),
-    Layout(32, 8, (1, 16), (1.0, 10.0)),
+    Layout(2, 2), Layout(3, 3, TIMES[:3]), Layout(4, 4, TIMES[:3]), Layout(4, 2, TIMES[:3]),
+    Layout(8, 8, (1, 16), (1.0, 10.0)), Layout(8, 2, (1, 16), (1.0, 10.0)),
+    Layout(16, 4, (1, 16), (1.0, 10.0)), Layout(32, 8, (1, 16), (1.0, 10.0)),
 )  # fmt: skip
 
 

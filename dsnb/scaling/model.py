@@ -16,6 +16,7 @@ from scipy import optimize
 from dsnb import record
 from dsnb.scaling import links, rank
 
+LAYOUT = ("world", "hosts", "cores")
 BUCKETS = (2**20, 25 * 2**20)  # bytes from which DDP closes the first bucket, and each other one
 
 
@@ -26,11 +27,12 @@ class Links:
     latency_s: float
     share: float
     core_bytes: float
-    crowding: float  # power of ranks a core by which latency grows and a core's bytes/s shrink
+    near: float  # what bytes to a rank of the same host cost, beside those over a link
+    crowding: float  # power of the crowd by which latency grows and a core's bytes/s shrink
 
-    def crowd(self, world: int, cores: int) -> float:
+    def crowd(self, world: int, hosts: int, cores: int) -> float:
         """Return by how much ranks that share cores are slower; 1 where each has its own."""
-        return max(1.0, world / cores) ** self.crowding
+        return max(1.0, (hosts + self.near * (world - hosts)) / cores) ** self.crowding
 
     def bandwidth(self, gigabits: float, crowd: float) -> float:
         """Return the bytes/s of a rank: the link's, or what its share of a core can move."""
@@ -64,7 +66,7 @@ def step_s(load_s: float, compute_s: float, buckets: Sequence[int], sums: Sequen
 
 def predict(row: dict, fitted: Links, compute_s: float) -> float:
     """Return the seconds of an emulated step, its own work on the gradients not included."""
-    buckets, crowd = fill_buckets(row["sizes"]), fitted.crowd(row["world"], row["cores"])
+    buckets, crowd = fill_buckets(row["sizes"]), fitted.crowd(*(row[name] for name in LAYOUT))
     bandwidth = fitted.bandwidth(row["gigabits"], crowd)
     sums = [sum_s(row["world"], size, crowd * fitted.latency_s, bandwidth) for size in buckets]
     return step_s(0.0, compute_s, buckets, sums)
@@ -75,7 +77,7 @@ def read_links() -> list[dict]:
     known = {(row["world"], row["hosts"]): row for row in record.ledger_rows(links.LEDGER)}
     rows = []
     for row in known.values():
-        about = {name: row[name] for name in ("world", "hosts", "cores")}
+        about = {name: row[name] for name in LAYOUT}
         about["stale"] = record.is_stale(row, links.CODE)
         for one in row["found"]:
             times = {f"{kind}_s": median(seconds) for kind, seconds in one["seconds"].items()}
@@ -86,7 +88,9 @@ def read_links() -> list[dict]:
 
 def is_fitted(row: dict) -> bool:
     """Return whether a configuration is one of those that the model may see."""
-    return all(row[name] in values for name, values in links.FITTED.items())
+    seen = links.FITTED
+    layout = (row["world"], row["hosts"])
+    return layout in seen["layout"] and all(row[n] in seen[n] for n in ("times", "gigabits"))
 
 
 def fit(rows: list[dict]) -> Links:
@@ -94,7 +98,7 @@ def fit(rows: list[dict]) -> Links:
     wanted = np.array([row["bare_s"] - row["local_s"] for row in rows])
 
     def read(values: np.ndarray) -> Links:
-        return Links(*np.exp(values[:3]).tolist(), float(values[3]))
+        return Links(*np.exp(values[:4]).tolist(), float(values[4]))
 
     def miss(values: np.ndarray) -> np.ndarray:
         predicted = np.array([predict(row, read(values), 0.0) for row in rows])
@@ -102,7 +106,8 @@ def fit(rows: list[dict]) -> Links:
 
     tries = [
         optimize.least_squares(
-            miss, (latency, 0.0, core, 1.0), x_scale=(1, 0.1, 1, 0.3), diff_step=1e-4
+            miss, (latency, 0.0, core, -1.0, 1.0), x_scale=(1, 0.1, 1, 1, 0.3), diff_step=1e-4,
+            bounds=([-14, -1, 14, -4, 0], [0, 0.1, 24, 0.7, 2]),
         )
         for latency in (-9, -7, -5) for core in (18, 19, 20, 21)
     ]  # fmt: skip
