@@ -101,13 +101,13 @@ def test_hosts_are_gone_whatever_happens():
 
 @needs_root
 def test_gradients_take_as_long_as_the_link_says(monkeypatch):
-    """Claim: at 0.1 Gb/s two ranks need the wire's time for real gradients, and little more."""
+    """Claim: at 0.02 Gb/s two ranks need the wire's time for real gradients, and little more."""
     monkeypatch.setattr(links, "ROUNDS", 1)
-    (found,) = links.measure(links.Layout(2, 2, (1,), (0.1,)))["found"]
-    wire = 8 * links.wire_bytes(2, 4 * sum(found["sizes"])) / 1e8
-    bare, whole = (np.median(found["seconds"][name]) for name in ("bare", "whole"))
-    assert wire < bare < 2 * wire
-    assert whole > max(links.COMPUTE_S, wire) and min(found["seconds"]["local"]) < wire / 2
+    (found,) = links.measure(links.Layout(2, 2, (1,), (0.02,)))["found"]
+    wire = 8 * links.wire_bytes(2, 4 * sum(found["sizes"])) / 0.02e9
+    fastest = {name: min(seconds) for name, seconds in found["seconds"].items()}
+    assert 0.95 * wire < fastest["bare"] < 2.5 * wire  # the bucket lets a little pass at once
+    assert fastest["whole"] > max(links.COMPUTE_S, 0.95 * wire) and fastest["local"] < wire / 2
 
 
 def test_without_root_one_sentence_refuses(monkeypatch):

@@ -57,8 +57,8 @@ def tell_model(table: pd.DataFrame, fitted: Links) -> tuple[str, str]:
 
 
 def errors_by_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the median absolute errors (%) on held-out configurations, a row a number of ranks."""
-    held = table[table["held_out"]].groupby("world")
+    """Return the median absolute errors (%) on held-out configurations by ranks and hosts."""
+    held = table[table["held_out"]].groupby(["world", "hosts"])
     errors = held[["sum_pct", "step_pct"]].agg(lambda values: values.abs().median())
     return errors.assign(configurations=held.size())
 
