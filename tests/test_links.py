@@ -1,7 +1,5 @@
 """The equation of a step: planted links come back, wrong equations show, hosts leave nothing."""
 
-import subprocess
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,15 +82,16 @@ def test_the_backward_pass_hides_all_but_the_last_bucket():
 
 
 def namespaces():
-    return subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
+    return hosts._ip("netns")
 
 
 @needs_root
 def test_hosts_are_gone_whatever_happens():
-    """Claim: after an error inside, and after TERM, no namespace of ours is left."""
-    own = f"dsnb-{hosts.os.getpid()}-"
+    """Claim: after an error, after TERM and after another's kill, no namespace of ours is left."""
+    own, killed = f"dsnb-{hosts.os.getpid()}-", "dsnb-999999999-hub"  # no process has that number
+    hosts._ip("netns", "add", killed)
     with pytest.raises(ZeroDivisionError), hosts.hosts(2):
-        assert own in namespaces()
+        assert own in namespaces() and killed not in namespaces()
         raise ZeroDivisionError
     with pytest.raises(SystemExit), hosts.hosts(1):
         hosts.os.kill(hosts.os.getpid(), hosts.signal.SIGTERM)

@@ -5,11 +5,13 @@ each host to one other, so this limits both directions. Needs root and iproute2.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from dsnb.checks import BadInput
 
@@ -18,11 +20,19 @@ BURST_BYTES = 32 * 1024  # at least; what the bucket lets pass at once is traffi
 BURST_S = 0.5e-3  # of the rate, where that is more: a timer fires late
 
 
-def _ip(*words: object) -> None:
-    """Run `ip`; its own words are the error."""
+def _ip(*words: object) -> str:
+    """Run `ip`; return what it prints, and raise what it complains of."""
     answer = subprocess.run(["ip", *map(str, words)], capture_output=True, text=True)
     if answer.returncode:
         raise OSError(f"ip {' '.join(map(str, words))}: {answer.stderr.strip()}")
+    return answer.stdout
+
+
+def _sweep() -> None:
+    """Remove the hosts of processes that were killed."""
+    for name, owner in re.findall(r"^(dsnb-(\d+)-\w+)", _ip("netns"), re.M):
+        if not Path(f"/proc/{owner}").exists():
+            _ip("netns", "del", name)
 
 
 def address(host: int) -> str:
@@ -53,7 +63,8 @@ class Hosts:
 
 @contextmanager
 def hosts(count: int) -> Iterator[Hosts]:
-    """Hold `count` hosts for a block; they are gone after it, also after TERM.
+    """Hold `count` hosts for a block; they are gone after it, also after TERM; after a
+    kill, whoever comes next removes them.
 
     Refuses (E-ROOTLESS) where namespaces cannot be made.
     """
@@ -67,6 +78,7 @@ def hosts(count: int) -> Iterator[Hosts]:
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
+        _sweep()
         _ip("netns", "add", hub)
         _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
         _ip("-n", hub, "link", "set", "bridge", "up")
