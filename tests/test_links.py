@@ -60,6 +60,13 @@ def test_a_wrong_equation_has_a_large_held_out_error():
     assert model.compare([row for row in rows() if row["gigabits"] > 1])[1] is None
 
 
+def test_only_held_out_configurations_count():
+    """Claim: by hand, the median of 10, 30 and 2 % is 10 %, whatever the fitted ones say."""
+    table = pd.DataFrame({"held_out": [True, True, True, False, False],
+                          "sum_pct": [-10.0, 30.0, 2.0, 500.0, 0.0]})  # fmt: skip
+    assert model.held_out_error(table) == 10
+
+
 def test_buckets_are_those_of_torch():
     """Claim: buckets are filled as DDP fills them, so what is summed last has the right size."""
     for sizes in (links.sizes(1), links.sizes(44), [10, 7_000_000, 3, 300_000, 12]):
