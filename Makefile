@@ -43,6 +43,7 @@ study: $(VENV)/.installed  ## run the ten stages, build the book (PRESET=small|s
 ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (hours; resumable)
 	@$(LEDGER) bench speed $(WHERE)
 	@$(LEDGER) bench cost $(WHERE)
+	@$(LEDGER) bench batch $(WHERE)
 	@$(LEDGER) search ablations $(WHERE)
 	@$(LEDGER) search norms $(WHERE)
 	@$(LEDGER) search severity $(WHERE)

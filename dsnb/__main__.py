@@ -47,7 +47,8 @@ class Command:
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root; or
     # synthetic, for the samples of a study.
     # `import`: the folder as received, and the BIDS folder to make.
-    # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader.
+    # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
+    # cluster, under our launcher.
     # `search`: none, or what the ledger is filled with: ablations,
     # norms, severity, shift, power, planted, hard, latents, subtypes, stages, synthesis, sharpness.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
@@ -171,6 +172,9 @@ def run(command: Command) -> int:
         "bench cost": lambda: scaling.bench_cost(),
         "bench steps": lambda: scaling.bench_steps(),
         "bench loader": lambda: scaling.bench_loader(),
+        "bench links": lambda: scaling.bench_links(),
+        "bench batch": lambda: scaling.bench_batch(root, study),
+        "bench cluster": lambda: scaling.bench_cluster(root, study),
     }
     words = verb if verb == "sample" else " ".join((verb, *command.words))
     if words not in walk:

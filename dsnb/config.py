@@ -197,14 +197,17 @@ class Search:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Data-parallel benchmark: processes and alternating rounds."""
+    """Data-parallel benchmarks: here in alternating rounds, and on a cluster."""
 
-    processes: tuple[int, ...] = (1, 2)
+    processes: int = 2  # against one; both share the cores
     rounds: int = 9
     steps: int = 4  # timed steps a round
     parity_steps: int = 40
     parity_processes: int = 4  # beside those, for losses and weights alone; 0: none
     batch: int = 4
+    cluster_batch: int = 64  # global batch of strong scaling on a cluster, as of `full`
+    cluster_share: int = 2  # volumes a rank of weak scaling on a cluster
+    cluster_steps: int = 10  # timed steps
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ SMOKE = Study(
     Release(components=6, attack_components=20, neighbours=2, pairs=2, reconstructions=3, copies=4,
             draws=2, overfit_people=6, overfit_volumes=8_192, bootstraps=100),
     Search(trials=2, volumes=16),
-    Scaling(rounds=2, steps=2, parity_steps=4),
+    Scaling(rounds=2, steps=2, parity_steps=4, cluster_batch=8, cluster_steps=3),
 )  # fmt: skip
 MEDIUM = Study(
     "medium",

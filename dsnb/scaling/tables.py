@@ -26,6 +26,8 @@ COMPARED = (
     ("morph", "lean"), ("sharp", "lean"), ("monai", "lean"),
 )  # fmt: skip
 
+WATTS_A_CORE = 10.0  # of a server under load, with its share of all else; our own assumption
+
 
 def read_rows(ledger: str, code: tuple[str, ...], data: str) -> tuple[pd.DataFrame, dict]:
     """Return a cohort's rows at `small`, the phantom's where it has none, and how many are stale.
@@ -202,3 +204,15 @@ def cost_check() -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*known, "volumes", "rise_mib", "measured_mib"])
     table["ratio"] = table["rise_mib"] / table["measured_mib"]
     return table.drop_duplicates(known, keep="last").reset_index(drop=True)
+
+
+def expense_table() -> pd.DataFrame:
+    """Return core-hours and energy of every ledger; rows that did not count are told apart."""
+    rows = []
+    for path in sorted(record.ledger.LEDGERS.glob("*.jsonl")):
+        known = record.ledger_rows(path.stem)
+        spent = [row["cpu_seconds"] for row in known if "cpu_seconds" in row]
+        hours = sum(spent) / 3600 if spent else np.nan
+        rows.append({"ledger": path.stem, "rows": len(known), "counted": len(spent),
+                     "core_hours": hours, "watt_hours": WATTS_A_CORE * hours})  # fmt: skip
+    return pd.DataFrame(rows, columns=["ledger", "rows", "counted", "core_hours", "watt_hours"])
