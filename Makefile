@@ -44,6 +44,8 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) bench speed $(WHERE)
 	@$(LEDGER) bench cost $(WHERE)
 	@$(LEDGER) bench batch $(WHERE)
+	@$(LEDGER) bench steps $(WHERE)
+	@$(LEDGER) bench loader $(WHERE)
 	@$(LEDGER) search ablations $(WHERE)
 	@$(LEDGER) search norms $(WHERE)
 	@$(LEDGER) search severity $(WHERE)

@@ -1,6 +1,7 @@
 """Larger inputs: real steps in fresh processes, and how fast volumes reach a rank."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dsnb import record, scaling
@@ -66,3 +67,23 @@ def test_the_ratio_is_that_of_rounds(monkeypatch):
     assert table[["ratio", "low", "high"]].to_numpy().tolist() == [[4.0, 2.0, 6.0]]
     monkeypatch.undo()
     assert loader.ROUNDS >= 9
+
+
+def test_the_page_says_what_larger_grids_take():
+    """Falls: that the sentences name the largest network, the ratio and what four GPUs need."""
+    known = ["preset", "network", "recompute", "volumes", "measured_mib", "step_s"]
+    rows = [("medium", "lean", False, 1, 100.0, 1.0), ("medium", "monai", False, 1, 900.0, 2.0),
+            ("medium", "monai", False, 2, 9000.0, 9.0)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=known)
+    fed = {"preset": ["medium"], "processes": [1], "memory_map_per_s": [50.0], "nifti_per_s": [9.0],
+           "ratio": [5.0], "low": [4.0], "high": [6.0]}  # fmt: skip
+    need = {"preset": ["medium"], "kind": ["weak"], "gpus": [4], "volumes_per_second_low": [7.0],
+            "volumes_per_second_high": [9.0], "status": ["projected"]}  # fmt: skip
+    said = scaling.tell_larger(table, pd.DataFrame(fed), pd.DataFrame(need))
+    assert said == [
+        "medium, one volume a step: 2 networks, at most 900 MiB (monai), 2.0 s.",
+        "medium: the memory map gives 50 volumes/s a process, 5.0 times what NIfTI does "
+        "(4.0 to 6.0).",
+        "4 GPUs would need 7 to 9 a second, a process each (projected).",
+    ]
+    assert scaling.tell_larger(table, pd.DataFrame(fed), pd.DataFrame())[1:] == said[1:2]

@@ -7,6 +7,7 @@ from dsnb.scaling.findings import (
     errors_by_ranks,
     tell_batches,
     tell_expenses,
+    tell_larger,
     tell_model,
     tell_projection,
     tell_steps,

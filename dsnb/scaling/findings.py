@@ -92,3 +92,29 @@ def tell_expenses(spent: pd.DataFrame, projected: pd.DataFrame, watts: float) ->
             for row in some.to_dict("records")
         ]
     return said
+
+
+def tell_larger(steps: pd.DataFrame, loader: pd.DataFrame, projected: pd.DataFrame) -> list[str]:
+    """Return sentences on the memory of larger grids, and on loading against what GPUs need."""
+    said = []
+    for preset, rows in steps[steps["volumes"] == 1].groupby("preset", sort=False):
+        most = rows.loc[rows["measured_mib"].idxmax()]
+        said.append(
+            f"{preset}, one volume a step: {rows['network'].nunique()} networks, at most "
+            f"{most['measured_mib']:.0f} MiB ({most['network']}), {rows['step_s'].max():.1f} s."
+        )
+    for preset, rows in loader.groupby("preset", sort=False):
+        one = rows[rows["processes"] == 1].iloc[-1]
+        said.append(
+            f"{preset}: the memory map gives {one['memory_map_per_s']:.0f} volumes/s a process, "
+            f"{one['ratio']:.1f} times what NIfTI does ({one['low']:.1f} to {one['high']:.1f})."
+        )
+        some = projected[projected["gpus"] == 4] if len(projected) else projected
+        need = some[(some["preset"] == preset) & (some["kind"] == "weak")] if len(some) else some
+        if len(need):
+            row = need.iloc[0]
+            said.append(
+                f"4 GPUs would need {row['volumes_per_second_low']:.0f} to "
+                f"{row['volumes_per_second_high']:.0f} a second, a process each ({row['status']})."
+            )
+    return said
