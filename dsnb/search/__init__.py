@@ -3,6 +3,7 @@
 from dsnb.search.ablations import ablate
 from dsnb.search.deep_norms import compare
 from dsnb.search.folds import count_cost
+from dsnb.search.grids import fill
 from dsnb.search.hard import grow_faint
 from dsnb.search.latent_kinds import compare_latents
 from dsnb.search.planted import map_folds
