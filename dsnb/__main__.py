@@ -152,11 +152,12 @@ def run(command: Command) -> int:
         "encode": lambda: latents.encode(root, study),
         "map": lambda: anomaly.map_departures(root, study, command.shard),
         "sample": lambda: sample(command, root),
-        "search": lambda: search.search(root, study),
+        "search": lambda: search.take_part(root, study),
         "bench": lambda: scaling.bench(root, study),
         # The ledger's: hours, and resumable.
         "search ablations": lambda: search.ablate(root, study),
         "search grids": lambda: search.fill(root, study),
+        "search trials": lambda: search.fill_trials(root, study),
         "search norms": lambda: search.compare(root, study),
         "search severity": lambda: search.trace(root, study),
         "search hard": lambda: search.grow_faint(root, study),

@@ -14,4 +14,13 @@ from dsnb.search.shift import scan_sites
 from dsnb.search.stages import stage_more
 from dsnb.search.subtypes import draw_subtypes
 from dsnb.search.synthesis import compare_generators
-from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
+from dsnb.search.trials import (
+    defaults,
+    fill_trials,
+    open_journal,
+    search,
+    shortened,
+    space,
+    take_part,
+    try_out,
+)  # fmt: skip
