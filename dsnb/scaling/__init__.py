@@ -16,6 +16,15 @@ from dsnb.scaling.ledgers import (
     severity_curves,
 )
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
+from dsnb.scaling.searches import (
+    COMPARED,
+    importances,
+    read_grids,
+    read_trials,
+    tell_beside,
+    tell_grids,
+    tell_search,
+)
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.tables import (
     MEASURES,
