@@ -70,11 +70,12 @@ def read_trials(data: str) -> tuple[dict, pd.DataFrame]:
 
 
 def importances(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how much of the variance of `halfway_db` each setting explains (fANOVA, Hutter 2014).
+    """Return each setting's share of what settings explain of `halfway_db` (fANOVA, Hutter 2014).
 
-    Median and 90 % range over resampled trials; beside it the same with the scores shuffled, which
-    is what chance explains.
+    Shares sum to 1. Median and 90 % range over resampled trials; beside it the same with the scores
+    shuffled, which is what chance gives.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = trials.space(vae_settings(table["settings"].iloc[0]["vae"]))
     known, rng, rows = table.dropna(subset="halfway_db").reset_index(), np.random.default_rng(0), []
     for draw in range(DRAWS):
@@ -111,8 +112,8 @@ def tell_search(found: dict, shares: pd.DataFrame) -> list[str]:
         f"defaults' {headline['default_psnr_db']:.2f} dB: {gain['mean']:+.2f} dB "
         f"({gain['low']:+.2f} to {gain['high']:+.2f}, paired over {about['people']} people). "
         "It was chosen by that very score, which flatters it.",
-        (f"{' and '.join(sure)} explain more than chance does." if sure else
-         "No setting is shown to explain more than chance does, in so few trials."),
+        (f"{' and '.join(sure)} explain more than chance would." if sure else
+         "No setting is shown to explain more than chance would, in so few trials."),
     ]  # fmt: skip
 
 
@@ -201,7 +202,7 @@ def tell_beside(data: str) -> list[str]:
     both = lean.pivot_table("psnr_db", ["fold", "seed"], "ledger").dropna()
     if both.shape[1] == 2 and len(both):
         gap = both[grids.LEDGER].sub(both[ablations.LEDGER]).abs().max()
-        said.append(f"`lean` of these grids is within {gap:.2f} dB of the ablations' of the same "
+        said.append(f"`lean` of these grids is within {gap:.3f} dB of the ablations' of the same "
                     f"seed ({len(both)} seeds).")  # fmt: skip
     halved = rows[rows["variant"] == "half, lossless"]
     if len(halved) and len(lean):
