@@ -155,7 +155,7 @@ def compare_grids(data: str) -> pd.DataFrame:
     found = []
     if len(rows):
         base = rows[rows["variant"] == "lean"].set_index(["ledger", *KEYS])[measures]
-        rest = rows[(rows["variant"] != "lean") & (rows["seed"] > 0)]
+        rest = rows[rows["variant"] != "lean"]
         rest = rest.join(base.add_suffix("_lean"), on=["ledger", *KEYS], how="inner")
         run = "fold" if rest["fold"].nunique() > 1 else "seed"
         for (grid, variant), some in rest.groupby(["grid", "variant"], sort=False):
