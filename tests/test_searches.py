@@ -71,10 +71,8 @@ def test_the_search_is_told_as_planted(plant, monkeypatch):
     assert shares["trials", "lr"] > 0.8 and shares["scores shuffled", "lr"] < 0.6
     said = scaling.tell_search(found, scaling.importances(table))
     assert said[0].startswith("24 trials of 600 volumes beside the defaults, 4 of them pruned, 25")
-    assert (
-        "above the defaults' 24.00 dB" in said[1]
-        and said[2] == "lr explain more than chance would."
-    )
+    assert "above the defaults' 24.00 dB" in said[1] and said[3] == "Beyond chance: lr."
+    assert said[2].startswith("Half way, lr has the largest share of what settings explain, 9")
 
 
 def test_without_a_search_of_the_cohort_the_headline_is_null_with_a_reason(plant):

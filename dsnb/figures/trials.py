@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dsnb.figures.charts import COLOURS, _open_chart, _plain_axes
 
@@ -31,6 +32,11 @@ def plot_trials(
         axes.axhline(own[value].max(), color=COLOURS["DS"], lw=0.8, ls="--")
         if name in log:
             axes.set_xscale("log")
+            few = table[name].max() < 30 * table[name].min()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
+            axes.xaxis.set_major_formatter("{x:.0e}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params("x", labelsize=8)
         elif name != "trial":
             axes.set_xticks(sorted(table[name].unique()))
             axes.margins(x=0.2)

@@ -105,6 +105,12 @@ def tell_search(found: dict, shares: pd.DataFrame) -> list[str]:
                      for name in ("trials", "scores shuffled"))  # fmt: skip
     sure = [name for name in trial.index
             if trial.loc[name, "share_low"] > chance.loc[name, "share_high"]]  # fmt: skip
+    first = trial["share"].idxmax()
+
+    def spell(table: pd.DataFrame) -> str:
+        share, low, high = (100 * table.loc[first, ["share", "share_low", "share_high"]]).round()
+        return f"{share:.0f} % ({low:.0f} to {high:.0f} %)"
+
     return [
         f"{headline['trials']} trials of {about['volumes']} volumes beside the defaults, "
         f"{about['pruned']} of them pruned, {about['cpu_seconds'] / 60:.0f} CPU-minutes.",
@@ -112,8 +118,10 @@ def tell_search(found: dict, shares: pd.DataFrame) -> list[str]:
         f"defaults' {headline['default_psnr_db']:.2f} dB: {gain['mean']:+.2f} dB "
         f"({gain['low']:+.2f} to {gain['high']:+.2f}, paired over {about['people']} people). "
         "It was chosen by that very score, which flatters it.",
-        (f"{' and '.join(sure)} explain more than chance would." if sure else
-         "No setting is shown to explain more than chance would, in so few trials."),
+        f"Half way, {first} has the largest share of what settings explain, {spell(trial)}; "
+        f"{spell(chance)} with the scores shuffled.",
+        (f"Beyond chance: {' and '.join(sure)}." if sure else
+         "No setting's share is wholly beyond chance in so few trials."),
     ]  # fmt: skip
 
 
