@@ -47,6 +47,8 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) bench steps $(WHERE)
 	@$(LEDGER) bench loader $(WHERE)
 	@$(LEDGER) search ablations $(WHERE)
+	@$(LEDGER) search trials $(WHERE)
+	@$(LEDGER) search grids $(WHERE)
 	@$(LEDGER) search norms $(WHERE)
 	@$(LEDGER) search severity $(WHERE)
 	@$(LEDGER) search shift $(WHERE)

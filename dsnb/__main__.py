@@ -48,9 +48,9 @@ class Command:
     # synthetic, for the samples of a study.
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
-    # cluster, under our launcher.
-    # `search`: none, or what the ledger is filled with: ablations,
-    # norms, severity, shift, power, planted, hard, latents, subtypes, stages, synthesis, sharpness.
+    # cluster, under our launcher. `search`: none, or what the ledger is filled with: ablations,
+    # grids, trials, norms, severity, shift, power, planted, hard, latents, subtypes, stages,
+    # synthesis, sharpness.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
     # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
@@ -153,10 +153,12 @@ def run(command: Command) -> int:
         "encode": lambda: latents.encode(root, study),
         "map": lambda: anomaly.map_departures(root, study, command.shard),
         "sample": lambda: sample(command, root),
-        "search": lambda: search.search(root, study),
+        "search": lambda: search.take_part(root, study),
         "bench": lambda: scaling.bench(root, study),
         # The ledger's: hours, and resumable.
         "search ablations": lambda: search.ablate(root, study),
+        "search grids": lambda: search.fill(root, study),
+        "search trials": lambda: search.fill_trials(root, study),
         "search norms": lambda: search.compare(root, study),
         "search severity": lambda: search.trace(root, study),
         "search hard": lambda: search.grow_faint(root, study),

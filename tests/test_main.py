@@ -79,16 +79,20 @@ def test_import_without_a_layout_takes_the_folder_in(tmp_path):
         run("prepare", "everything", *words)
 
 
-@pytest.mark.parametrize("words", [("bench", "speed"), ("bench", "cost"), ("search", "ablations")])
+FILLS = {
+    ("bench", "speed"): "bench_speed", ("bench", "cost"): "bench_cost",
+    ("search", "ablations"): "ablate", ("search", "grids"): "fill",
+    ("search", "trials"): "fill_trials",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", FILLS)
 def test_a_word_fills_the_ledger_and_none_runs_the_stage(words, tmp_path, monkeypatch):
     """Falls: that `make ablations` fills the ledger, and `bench` and `search` stay as they were."""
-    called = []
-    ours = {"bench": command_line.scaling, "search": command_line.search}
-    for name in ("bench_speed", "bench_cost", "bench"):
-        monkeypatch.setattr(ours["bench"], name, lambda *_, name=name: called.append(name))
-    for name in ("ablate", "search"):
-        monkeypatch.setattr(ours["search"], name, lambda *_, name=name: called.append(name))
+    called, stages = [], {"bench": "bench", "search": "take_part"}
+    for verb, name in [*((words[0], name) for words, name in FILLS.items()), *stages.items()]:
+        ours = getattr(command_line, {"bench": "scaling"}.get(verb, verb))
+        monkeypatch.setattr(ours, name, lambda *_, name=name: called.append(name))
     where = ["--preset", "smoke", "--data-root", str(tmp_path)]
     assert run(*words, *where) == run(words[0], *where) == 0
-    filled = {"speed": "bench_speed", "cost": "bench_cost", "ablations": "ablate"}[words[1]]
-    assert called == [filled, words[0]]
+    assert called == [FILLS[words], stages[words[0]]]

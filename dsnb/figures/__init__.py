@@ -23,3 +23,4 @@ from dsnb.figures.scaling import (
 )
 from dsnb.figures.slices import plot_cases, plot_overlay, plot_slices, save_figure, view_map
 from dsnb.figures.speed import plot_dots, plot_speed
+from dsnb.figures.trials import plot_forest, plot_trials

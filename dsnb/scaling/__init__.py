@@ -31,6 +31,15 @@ from dsnb.scaling.loader import bench_loader, read_loader
 from dsnb.scaling.model import compare, held_out_error, read_links
 from dsnb.scaling.parallel import CODE, bench, race, resumes_identically
 from dsnb.scaling.projection import assumption_table, project
+from dsnb.scaling.searches import (
+    COMPARED,
+    importances,
+    read_grids,
+    read_trials,
+    tell_beside,
+    tell_grids,
+    tell_search,
+)
 from dsnb.scaling.speed import bench_speed
 from dsnb.scaling.steps import bench_steps, read_steps
 from dsnb.scaling.tables import (

@@ -3,6 +3,7 @@
 from dsnb.search.ablations import ablate
 from dsnb.search.deep_norms import compare
 from dsnb.search.folds import count_cost
+from dsnb.search.grids import fill
 from dsnb.search.hard import grow_faint
 from dsnb.search.latent_kinds import compare_latents
 from dsnb.search.planted import map_folds
@@ -13,4 +14,13 @@ from dsnb.search.shift import scan_sites
 from dsnb.search.stages import stage_more
 from dsnb.search.subtypes import draw_subtypes
 from dsnb.search.synthesis import compare_generators
-from dsnb.search.trials import defaults, finished, open_journal, search, shortened, space, try_out
+from dsnb.search.trials import (
+    defaults,
+    fill_trials,
+    open_journal,
+    search,
+    shortened,
+    space,
+    take_part,
+    try_out,
+)  # fmt: skip
