@@ -241,7 +241,9 @@ def tell_grids(table: pd.DataFrame) -> list[str]:
             if shown:
                 words.append(f"`{variant}`: {'; '.join(shown)}")
             else:
-                silent.append(f"`{variant}`")
+                row = some.set_index("measure").loc["psnr_db"]
+                silent.append(f"`{variant}` ({row['difference']:+.2f} dB, {row['low']:+.2f} to "
+                              f"{row['high']:+.2f} uncorrected)")  # fmt: skip
         if silent:
             words.append(f"not told from `lean`: {', '.join(silent)}")
         said.append(f"On {data}, {grid}. " + ". ".join(words) + ".")
