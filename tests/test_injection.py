@@ -41,6 +41,15 @@ def test_a_table_refuses_it(text, column, tmp_path):
     assert repr([f"line 3: {text}"]) in str(problems[0])
 
 
+@pytest.mark.parametrize("text", [text for text in KIT if set(text) & set("$`;|><{=:")])
+def test_a_label_refuses_it_behind_a_good_start(text, tmp_path):
+    """G29. Falls: that a label is plain to its end."""
+    row = "\t".join(("sub-02", "31", "F", "DS", f"A{text}"))
+    (tmp_path / "participants.tsv").write_text(f"{HEADER}sub-01\t30\tF\tcontrol\tA\n{row}\n")
+    (problem,) = bids.read_participants(tmp_path)[1]
+    assert problem.code == "E-LABEL" and repr([f"line 3: A{text}"]) in str(problem)
+
+
 @pytest.mark.parametrize("text", KIT)
 def test_a_notebook_refuses_it(text, tmp_path):
     """G29, door 3. Falls: that papermill's parameters are a known preset and an existing folder."""
