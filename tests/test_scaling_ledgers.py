@@ -1,6 +1,7 @@
 """Ledger rows: steps under the launcher, runs to a target score, and what all of it took."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -119,3 +120,15 @@ def test_a_batch_that_does_not_divide_is_refused(root, ledgers):
     ranks = scaling.cluster.Ranks(0, 2, 0, None, False)
     with pytest.raises(BadInput, match="E-BATCH"):
         cluster.measure(root, tiny.STUDY, "strong", 3, ranks)
+
+
+def test_batches_that_came_too_late_are_told_and_not_averaged():
+    """Falls: that the title compares batches whose every run arrived, and names the others."""
+    rows = [(2, True, 100.0, 50.0), (2, True, 200.0, 100.0), (4, True, 600.0, 150.0),
+            (8, True, 300.0, 38.0), (8, False, np.nan, np.nan)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["batch", "reached", "volumes", "steps"])
+    said, title = scaling.tell_batches(
+        table, {"rows": 5, "data": "x", "stale": 0, "target_db": 9.0}
+    )
+    assert said.endswith("100% at batch 2, 100% at batch 4, 50% at batch 8.")
+    assert title == "Batch 4 against 2: 4.0 times the volumes in 2.0 times the steps; too late at 8"

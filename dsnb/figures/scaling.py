@@ -70,8 +70,7 @@ def plot_parity(gaps: pd.DataFrame, bar: float, title: str) -> Figure:
     axes.set_yscale("log")
     axes.set_ylim(floor / 2, bar * 4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, ncols=len(gaps.columns), loc="lower right",
-                bbox_to_anchor=(1, 1))  # fmt: skip
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain_axes(axes, "step", "relative difference of the loss")
     _title(axes, title)
     return figure

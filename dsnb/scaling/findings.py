@@ -28,15 +28,21 @@ def tell_steps(efficiency: pd.DataFrame, split: pd.DataFrame) -> tuple[str, tupl
 
 
 def tell_batches(batches: pd.DataFrame, about: dict) -> tuple[str, str]:
-    """Return a sentence on the runs to a target, and a title; NaN where no run arrived."""
-    mean = batches.groupby("batch")[["volumes", "steps"]].mean()
-    ratio, missed = mean.iloc[-1] / mean.iloc[0], (~batches["reached"]).sum()
+    """Return a sentence on the runs to a target, and a title about batches that always arrived."""
+    arrived = batches.groupby("batch")["reached"].mean()
     said = (
-        f"{about['rows']} runs on {about['data']}, {about['stale']} by older code; {missed} did "
-        f"not reach {about['target_db']:.1f} dB."
+        f"{about['rows']} runs on {about['data']}, {about['stale']} by older code, to "
+        f"{about['target_db']:.1f} dB. Seeds that arrived: "
+        + ", ".join(f"{share:.0%} at batch {batch}" for batch, share in arrived.items()) + "."
+    )  # fmt: skip
+    mean = batches.groupby("batch")[["volumes", "steps"]].mean()[arrived == 1]
+    ratio = mean.iloc[-1] / mean.iloc[0]
+    title = (
+        f"Batch {mean.index[-1]} against {mean.index[0]}: {ratio['volumes']:.1f} times the volumes "
+        f"in {ratio['steps']:.1f} times the steps"
     )
-    title = f"Batch {mean.index[-1]} against {mean.index[0]}: {ratio['volumes']:.1f} times the "
-    return said, title + f"volumes in {ratio['steps']:.2f} times the steps"
+    late = [str(batch) for batch in arrived.index[arrived < 1]]
+    return said, title + (f"; too late at {', '.join(late)}" if late else "")
 
 
 def tell_model(table: pd.DataFrame, fitted: Links) -> tuple[str, str]:
