@@ -318,6 +318,9 @@ CORPUS = {name: Fault((code,), put(content)) for name, (code, content) in CONTEN
         ("E-RUNS",), put_scan("sub-01/anat/sub-01_run-2_T1w.nii.gz", make(values(50), native(50)))
     ),
     "P05 hostile id": Fault(("E-ID", "E-NOROW"), edit_table("sub-02\t31", "../../x\t31")),
+    "G29 a label that is a command": Fault(
+        ("E-LABEL",), add_column("site", "$(touch_x) A A A A A")
+    ),
     "P05 hostile folder": Fault(
         ("E-NAME",), rename(ONE, "sub-01/ses-$(touch X)/anat/sub-01_T1w.nii.gz")
     ),
