@@ -206,13 +206,14 @@ def test_t05_a_job_goes_on_after_its_wall_time(cluster, trainings):
 # What breaks, and what the job's log says then
 
 
-HOLD = f"""hold() {{ # the port of the next launch, until the job ends
+HOLD = f"""hold() {{ # the port of the next launch, until `holder` is killed
     {sys.executable} -I -c 'import socket, sys, time
 with socket.socket() as busy:
     busy.bind(("", int(sys.argv[1])))
     busy.listen()
     open(sys.argv[2], "w").close()
     time.sleep(600)' $((12000 + (SLURM_JOB_ID + attempt) % 20000)) "$DSNB_DATA/held" &
+    holder=$!
     until [ -e "$DSNB_DATA/held" ]; do sleep 0.1; done
 }}"""
 
@@ -228,7 +229,7 @@ def faults(cluster) -> dict[str, str]:
                   'train vae',
         "gpu": 'DSNB_DEVICE=cuda launch 1 1 train vae "${study[@]}"',
         "tasks": 'srun --nodes=2 --ntasks=2 python -m dsnb train vae "${study[@]}"',
-        "port": 'hold; launch 1 1 train vae "${study[@]}"',
+        "port": 'hold; (launch 1 1 train vae "${study[@]}"); code=$?; kill "$holder"; exit $code',
     }  # fmt: skip
     lines = [HOLD]
     started = {name: f"launch 2 1 {ROOT}/tests/ranks.py {folder} {name}" for name in names}
