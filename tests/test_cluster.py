@@ -15,15 +15,11 @@ import pytest
 import ranks
 import slurm
 import tiny
+from test_injection import KIT
 from toy import log, trained
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "hpc_jobs"
-ATTACKS = (
-    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "| tee CANARY", "> CANARY",
-    "../../CANARY", "/CANARY", "..", "--help", "-rf", "<img src=x onerror=alert(1)>",
-    "[a](javascript:alert(1))", "{{7*7}}", "=cmd|' /C calc'!A0",
-)  # fmt: skip
 NAMES = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "DSNB_QOS_GPU", "DSNB_QOS_CPU", "DSNB_NAME",
          "DSNB_PRESET", "DSNB_DATA", "DSNB_RAW")  # fmt: skip
 
@@ -431,7 +427,7 @@ def chained(given: dict, *words: str) -> subprocess.CompletedProcess:
 def test_p06_attacks_are_refused_and_run_nowhere(tmp_path, stubs, name):
     """The claim that no value of a site file is ever run, or submitted unseen, would fall (G29)."""
     before = {path for folder in (ROOT, tmp_path) for path in folder.rglob("*")}
-    for attack in ATTACKS:
+    for attack in KIT:
         ended = chained(stubs | {name: attack})
         said = ended.stderr.splitlines()
         assert ended.returncode == 2 and len(said) == 1, (attack, ended.stderr)

@@ -1,6 +1,6 @@
 """The attack kit: text that some shell, path, page or spreadsheet would act on, at every door.
 
-The fifth door, the job scripts, stands in test_jobs.py.
+The fifth door, the job scripts, stands in test_cluster.py.
 """
 
 import pytest
