@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from dsnb.config import Strata
 from dsnb.strata import crossval
@@ -40,5 +41,6 @@ def permutation_p(
     for train, test in crossval.split(target, families, settings.outer_folds, settings.seed):
         blocks = crossval.Features(kernel).blocks(train, test)
         decision[test] = crossval.ridge(blocks, (1.0,), labels[train], (1.0,))[0]
-    found = [crossval.auroc(of == 1, by) for of, by in zip(labels.T, decision.T)]
-    return (1 + sum(value >= found[0] for value in found[1:])) / len(found)
+    # All labels have equally many people with DS, so their rank sums order as their AUROCs do.
+    wins = np.where(labels == 1, rankdata(decision, axis=0), 0).sum(0)
+    return float((wins >= wins[0]).sum() / len(wins))

@@ -182,16 +182,17 @@ def analyse(root: Path, study: Study) -> dict:
     sets = {name: features for name, features in asked.items() if name != "voxels"}
     reason = too_few(people.target, people.families, 2, settings)
     if reason:
-        first = _unanswered(DISCRIMINATION, reason)
+        first = delayed(_unanswered)(DISCRIMINATION, reason)
     else:
-        first = discriminate(people, asked, true_volumes(root, people.table), settings)
-    headline, tables, reasons = {}, {}, {}
-    parts = (
-        first, cross_sites(people, settings), stage(people, sets, settings),
-        ask_others(people, sets, settings), follow(root, study),
-        stratify(people, sets, severity, settings),
+        first = delayed(discriminate)(people, asked, true_volumes(root, people.table), settings)
+    questions = (
+        first, delayed(ask_others)(people, sets, settings), delayed(stage)(people, sets, settings),
+        delayed(follow)(root, study), delayed(cross_sites)(people, settings),
     )  # fmt: skip
-    for part in parts:
+    headline, tables, reasons = {}, {}, {}
+    # Side by side, the longest first: small matrices keep one core busy, however many threads.
+    answers = Parallel(2, batch_size=1, pre_dispatch="all")(questions)
+    for part in (*answers, stratify(people, sets, severity, settings)):
         for whole, piece in zip((headline, tables, reasons), part):
             whole |= piece
     counts = people.table.groupby(["group", "site"]).size().unstack(fill_value=0)
