@@ -13,29 +13,33 @@ from dsnb.pages.notebook import spell
 
 REPOSITORY = record.HOME.parent
 PAGE_BYTES = 1_500_000
+# What a study makes, and where the two studies that the book shows have it.
+MADE = {"pages": "*.ipynb", "results": "*.json", "figures": "*.png"}
+PHANTOM = ("executed", "results", "figures")
+TRACKED = {"phantom": PHANTOM, "ds002748-2mm": ("real", "results/real", "figures/real")}
 
 
 def publish(root: Path) -> Path:
     """Copy executed pages, results and figures into the book; return the book's folder.
 
-    The small phantom study is the one that the repository tracks; any other gets a book of
-    its own under its data root, so that its numbers never reach the tracked pages.
+    The repository tracks two studies of preset `small`: the phantom's, and that of the open scans
+    of the case study. Any other gets a book of its own under its data root, so that its numbers
+    never reach the tracked pages.
     """
     mark = record.read_mark(root)
-    book = REPOSITORY / "book"
-    tracked = mark["preset"] == "small" and mark["data"] == "phantom"
+    book, places = REPOSITORY / "book", TRACKED.get(mark["data"], PHANTOM)
+    tracked = mark["preset"] == "small" and mark["data"] in TRACKED
     if not tracked:
-        own = root / "book"
+        own, places = root / "book", PHANTOM
         skip = shutil.ignore_patterns("_build", "executed", "results", "figures")
         shutil.copytree(book, own, dirs_exist_ok=True, ignore=skip)
         book = own
-    for kind, pattern in (("pages", "*.ipynb"), ("results", "*.json"), ("figures", "*.png")):
-        target = book / ("executed" if kind == "pages" else kind)
-        target.mkdir(exist_ok=True)
+    for (kind, pattern), place in zip(MADE.items(), places):
+        (book / place).mkdir(parents=True, exist_ok=True)
         for path in sorted((root / kind).glob(pattern)):
             if not path.name.startswith("."):
-                shutil.copy2(path, target / path.name)
-    if tracked:
+                shutil.copy2(path, book / place / path.name)
+    if tracked and places is PHANTOM:
         readme = REPOSITORY / "README.md"
         record.write_text(readme, with_results(readme.read_text(), book / "results"))
     return book
