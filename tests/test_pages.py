@@ -84,6 +84,28 @@ def test_a_leaking_failed_or_empty_page_is_refused(tmp_path, output, fault):
         pages.verify(tmp_path)
 
 
+@pytest.mark.parametrize("preset, data, place", [
+    ("small", "phantom", "book/executed"), ("small", "ds002748-2mm", "book/real"),
+    ("smoke", "ds002748-2mm", "root/book/executed"), ("small", "theirs", "root/book/executed"),
+])  # fmt: skip
+def test_a_study_is_published_where_it_belongs(preset, data, place, tmp_path, monkeypatch):
+    """Falls: that only the phantom's and the open scans' small studies reach the tracked book."""
+    monkeypatch.setattr(pages.book, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(pages.book, "with_results", lambda text, results: text + str(results))
+    for name in ("executed", "real", "results/real"):
+        (tmp_path / "book" / name).mkdir(parents=True)
+    (tmp_path / "README.md").write_text("")
+    root = tmp_path / "root"
+    record.open_root(str(root), preset, data, True)
+    for kind, name in (("pages", "01_cohort.ipynb"), ("results", "01_cohort.json")):
+        (root / kind).mkdir()
+        (root / kind / name).write_text("ours")
+    pages.publish(root)
+    found = {path.parent for path in tmp_path.rglob("01_cohort.ipynb")} - {root / "pages"}
+    assert found == {tmp_path / place}
+    assert bool((tmp_path / "README.md").read_text()) is (place == "book/executed")
+
+
 def test_the_readme_table_is_what_the_results_say():
     """Nobody types a number: the committed README equals what the results files give."""
     readme = (pages.REPOSITORY / "README.md").read_text()
