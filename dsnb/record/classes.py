@@ -20,8 +20,9 @@ SIZES = re.compile("n|people|persons|subjects|patients|size|count|members", re.I
 COUNTED = [*EUPLOID_SPLITS, *DS_SPLITS, *STAGES]
 COUNTS = re.compile(
     "|".join((SIZES.pattern, "scans|sum|others|learners|euploids?|ds|prepared|excluded"
-              "|exclusions|flagged|stages", *COUNTED)), re.I,
+              "|flagged", *COUNTED)), re.I,
 )  # fmt: skip
+TALLIES = ("exclusions", "stages")  # tables of kind -> people
 AGES = re.compile(r"age|.*_age|age_.*|oldest", re.I)
 FEW_WORDS = re.compile(rf"\b[1-{FEWEST - 1}](?= (unrelated )?(people|persons|patients|subjects)\b)")
 
@@ -54,7 +55,7 @@ def hide_row(row: list[tuple[str, object]], name: str = "") -> list:
     hidden = []
     for key, value in row:
         number = isinstance(value, Real) and not isinstance(value, bool) and value == value
-        counts = COUNTS.fullmatch(key) or COUNTS.fullmatch(name)
+        counts = COUNTS.fullmatch(key) or name in TALLIES
         if number and (small or (counts and _few(value))):
             value = f"<{FEWEST}" if counts else "few"
         elif number and (AGES.fullmatch(key) or AGES.fullmatch(name)) and value > OLDEST:
