@@ -71,8 +71,10 @@ test-all: $(VENV)/.installed  ## every test
 	@$(TEST)
 
 book: $(VENV)/.installed  ## build the book from the committed pages, without training
+	@rm -rf book/_build
 	@$(RUN) dsnb verify
 	@$(VENV)/bin/jupyter-book build -W -n --keep-going book
+	@$(RUN) dsnb verify
 
 verify: $(VENV)/.installed  ## check that every page and number of the book is whole
 	@$(RUN) dsnb verify

@@ -10,6 +10,7 @@ from myst_nb import glue
 from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Study, load_study
+from dsnb.record.classes import FEWEST
 
 PARAMETERS = {"preset": str, "data_root": str, "raw": str}
 OPEN_LICENCES = ("CC0", "PDDL")  # only these people's slices may stand on a page
@@ -30,32 +31,65 @@ def open_notebook(names: dict) -> tuple[Study, Path, Path | None]:
         if not isinstance(names.get(name), kind):
             fix = f"pass text, for example -r {name} TEXT"
             raise BadInput("E-PARAM", "notebook", name, names.get(name), "text", fix)
-    return open_study(names["preset"], names["data_root"], names["raw"])
+    found = open_study(names["preset"], names["data_root"], names["raw"])
+    if "get_ipython" in names:
+        _hide_few(found[1], names["get_ipython"]().display_formatter.formatters)
+    return found
+
+
+def _hide_few(root: Path, formatters: dict) -> None:
+    """Let every table that a page shows pass through `hide`: the one door, for all cells."""
+    formatters["text/html"].for_type(pd.DataFrame, lambda table: hide(root, table)._repr_html_())
+    for kind in (pd.DataFrame, pd.Series):
+        formatters["text/plain"].for_type(
+            kind, lambda table, p, cycle: p.text(repr(hide(root, table)))
+        )
+
+
+def hide(root: Path, table: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
+    """Return a table with what tells of few people hidden, by its columns' and rows' names.
+
+    As it is where the class of the study's data lets it be shown.
+    """
+    if record.may_show(record.read_mark(root), "few"):
+        return table
+
+    def by_columns(frame: pd.DataFrame) -> pd.DataFrame:
+        names = [str(c[-1] if isinstance(c, tuple) else c) for c in frame.columns]
+        rows = [record.hide_row(list(zip(names, row))) for row in frame.astype(object).to_numpy()]
+        return pd.DataFrame(rows, frame.index, frame.columns, dtype=object)
+
+    return by_columns(by_columns(pd.DataFrame(table).T).T)
 
 
 def open_study(preset: str, data_root: str, raw: str) -> tuple[Study, Path, Path | None]:
     """Return the preset's settings, its data root, and the raw folder where one is given."""
     study = load_study(preset)
     folder = Path(raw).expanduser() if raw else None
-    data, shown = None, True
+    data, shown, kind = None, True, ""
     if folder is not None:
         if not folder.is_dir():
             fix = "give the folder that holds participants.tsv"
             raise BadInput("E-PATH", folder.name, "raw", "no such folder", "a BIDS folder", fix)
         data = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)
+        if data == "phantom":
+            fix = "give the folder another name"
+            raise BadInput("E-PATH", folder.name, "raw", data, "no name of our own data", fix)
         description = folder / "dataset_description.json"
         try:
             fields = json.loads(description.read_bytes()) if description.is_file() else {}
             shown = str(fields.get("License", "")).upper().startswith(OPEN_LICENCES)
+            released = "GeneratedBy" in fields and (folder / "audit.json").is_file()
+            kind = "synthetic" if released else ""
         except (ValueError, AttributeError):
             said = ("no JSON object", 'an object like {"Name": "x", "License": "CC0"}', "repair it")
             raise BadInput("E-JSON", description.name, "its content", *said) from None
-    return study, record.open_root(data_root, preset, data, shown), folder
+    return study, record.open_root(data_root, preset, data, shown, kind), folder
 
 
-def may_show_people(root: Path) -> bool:
-    """Tell whether single people's slices may be drawn: the phantom and open data only."""
-    return record.read_mark(root)["people_may_be_shown"]
+def may_show_people(root: Path, mean_of: int = 1) -> bool:
+    """Tell whether pictures of single people, or of the mean of so many, may be drawn."""
+    return mean_of >= FEWEST or record.may_show(record.read_mark(root), "pictures")
 
 
 def spell(value: object) -> str:

@@ -1,5 +1,6 @@
 """What was run, from what: digests, products, results files and progress lines."""
 
+from dsnb.record.classes import FEW_WORDS, SHOWS, data_class, hide_row, may_show, suppress
 from dsnb.record.files import (
     HOME,
     code_digest,

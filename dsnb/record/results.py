@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dsnb.checks import BadInput
+from dsnb.record.classes import data_class, may_show, suppress
 from dsnb.record.files import HOME, plain, provenance, write_json
 from dsnb.record.products import require
 
@@ -36,10 +37,13 @@ def find_root(data_root: str) -> Path:
     return Path(data_root or os.environ.get("DSNB_DATA") or HOME.parent / "data").expanduser()
 
 
-def open_root(data_root: str, preset: str, data: str | None, people_may_be_shown: bool) -> Path:
+def open_root(
+    data_root: str, preset: str, data: str | None, people_may_be_shown: bool, kind: str = ""
+) -> Path:
     """Return the data root, marked with its preset and data; another study's root is refused.
 
-    `data` is None where a stage takes what earlier stages left.
+    `data` is None where a stage takes what earlier stages left; `kind` is the class of the data,
+    where more is known than whether people may be shown.
     """
     root = find_root(data_root)
     mark = root / "study.json"
@@ -52,13 +56,14 @@ def open_root(data_root: str, preset: str, data: str | None, people_may_be_shown
     else:
         shown = data is None or people_may_be_shown
         entry = {"preset": preset, "data": data or "phantom", "people_may_be_shown": shown}
-        write_json(mark, entry)
+        write_json(mark, entry | {"class": kind or data_class(entry)})
     return root
 
 
 def read_mark(root: Path) -> dict:
-    """Return which study a data root holds: preset, data, people_may_be_shown."""
-    return json.loads((root / "study.json").read_text())
+    """Return which study a data root holds: preset, data, people_may_be_shown, class."""
+    mark = json.loads((root / "study.json").read_text())
+    return mark | {"class": data_class(mark)}  # a root of before has none
 
 
 def write_results(
@@ -66,19 +71,23 @@ def write_results(
 ) -> dict:
     """Write `results/NN_noun.json` under the root; every null needs a reason in its tables.
 
-    Keys follow the results contract (`HEADLINE`); more may be added, none may be missing.
+    Keys follow the results contract (`HEADLINE`); more may be added, none may be missing. What
+    tells of few people is hidden where the class of the data forbids it.
     """
     missing = set(HEADLINE[stage].split()) - set(headline)
     silent = [k for k, v in headline.items() if v is None and k not in tables.get("reasons", {})]
     if missing or silent:
         raise ValueError(f"{stage}: headline lacks {sorted(missing)}, no reason for {silent}")
     mark = read_mark(root)
+    if not may_show(mark, "few"):
+        headline, tables = suppress(plain(headline)), suppress(plain(tables))
     keys = {parent: require(root, parent) for parent in parents}
     results = plain(
         {
             "stage": stage,
             "preset": mark["preset"],
             "data": mark["data"],
+            "class": mark["class"],
             "headline": headline,
             "tables": tables,
             "timing": timing,
