@@ -216,7 +216,8 @@ def expect(command: Command, what: str, count: int) -> tuple[str, ...]:
     """Return the words after the verb; refuse another number of them (E-WORDS)."""
     if len(command.words) != count:
         fix = "see `dsnb --help`"
-        raise BadInput("E-WORDS", "command line", command.verb, command.words, what, fix)
+        said = " ".join(command.words) or "nothing"
+        raise BadInput("E-WORDS", "command line", f"after {command.verb}", said, what, fix)
     return command.words
 
 
