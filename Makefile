@@ -28,7 +28,16 @@ UNHASHED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cubla
 .PHONY: help study ablations test test-all book verify lint lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo "make TARGET [NAME=VALUE ...]; a newcomer needs 'make study' and 'make test'"
+	@echo
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/;s/^/  /' | expand -t 14
+	@echo
+	@echo "  PRESET=small       smoke (minutes), small (an hour on 2 cores), medium or full (GPUs)"
+	@echo "  RAW=FOLDER         your BIDS folder of T1w scans; without it the digital phantom"
+	@echo "  DATA=FOLDER        all products; else \$$DSNB_DATA, data, or data-PRESET-NAME"
+	@echo "  PYTHON=python3.11  which Python makes $(VENV);  PIP_OPTIONS=\"...\"  your own pip options"
+	@echo
+	@echo "One stage or model alone: $(RUN) dsnb --help"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsnb needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,7 +46,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(RUN) pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-study: $(VENV)/.installed  ## run the ten stages, build the book (PRESET=small|smoke RAW=BIDS folder)
+study: $(VENV)/.installed  ## run the ten stages that changed, then build the book
 	@$(RUN) dsnb study --preset "$(PRESET)" --raw "$(RAW)" --data-root "$(DATA)"
 
 ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (hours; resumable)

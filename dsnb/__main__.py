@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+import dsnb
 from dsnb import (
     anomaly,
     bids,
@@ -36,13 +37,14 @@ VERBS = (
     "phantom", "import", "prepare", "train", "encode", "map", "sample", "release", "health",
     "search", "bench", "study", "verify",
 )  # fmt: skip
-RELEASE_REFUSED = 3
+RELEASE_REFUSED, INTERRUPTED = 3, 130
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run, on which data; every other flag is a setting of the preset."""
+    """Run one verb: flags, then the settings of --preset NAME (smoke, small, medium, full)."""
 
+    # What to do; `dsnb --help` has a line on each.
     verb: Annotated[Literal[VERBS], tyro.conf.Positional]
     # `train`: vae, undo or diffusion. `health`: a run folder, or its name under the data root; or
     # synthetic, for the samples of a study.
@@ -65,11 +67,13 @@ class Command:
     # For `prepare`, `map` and `sample`: this share of the scans, k/n; for the first two, a run
     # without it collects them all.
     shard: str = "1/1"
-    # For `sample FOLDER`: how many people a group; of one group, or of both where empty; their
-    # ages, as 40:60; and the seed.
+    # For `sample FOLDER`: people a group.
     n: int = 100
+    # For `sample FOLDER`: of one group; of both where empty.
     group: Literal["", "euploid", "ds"] = ""
+    # For `sample FOLDER`: their ages, for example 40:60; as in the study where empty.
     age: str = ""
+    # For `sample FOLDER`: another seed draws other people.
     seed: int = 1
     # For `map sub-ID`: z and q at the voxels of the raw T1w, too.
     own_space: bool = False
@@ -212,7 +216,8 @@ def expect(command: Command, what: str, count: int) -> tuple[str, ...]:
     """Return the words after the verb; refuse another number of them (E-WORDS)."""
     if len(command.words) != count:
         fix = "see `dsnb --help`"
-        raise BadInput("E-WORDS", "command line", command.verb, command.words, what, fix)
+        said = " ".join(command.words) or "nothing"
+        raise BadInput("E-WORDS", "command line", f"after {command.verb}", said, what, fix)
     return command.words
 
 
@@ -240,6 +245,9 @@ def prepare(root: Path, study: Study, raw: Path | None, shard: str) -> None:
 
 def main() -> int:
     """Run the command line; a refusal exits with 2, a training that a signal stopped with 75."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(dsnb.__doc__.rstrip())
+        return 0
     try:
         return run(parse(sys.argv[1:]))
     except BadInput as refusal:
@@ -248,6 +256,9 @@ def main() -> int:
     except distributed.Stopped as stopped:
         print(f"dsnb: {stopped}", file=sys.stderr)
         return distributed.STOPPED
+    except KeyboardInterrupt:
+        print("\ndsnb: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -214,9 +214,9 @@ class Scaling:
 class Study:
     """One preset: the grid, the people and every stage's settings."""
 
-    name: str
-    hardware: str
-    wall_time: str
+    name: str  # of the preset, chosen by --preset; not to be set
+    hardware: str  # for which it was made; not to be set
+    wall_time: str  # of the whole study on it; not to be set
     grid: Grid
     cohort: Cohort = field(default_factory=Cohort)
     vae: Vae = field(default_factory=Vae)

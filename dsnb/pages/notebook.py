@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import papermill
 from myst_nb import glue
 
 from dsnb import record
@@ -85,6 +86,18 @@ def open_study(preset: str, data_root: str, raw: str) -> tuple[Study, Path, Path
             said = ("no JSON object", 'an object like {"Name": "x", "License": "CC0"}', "repair it")
             raise BadInput("E-JSON", description.name, "its content", *said) from None
     return study, record.open_root(data_root, preset, data, shown, kind), folder
+
+
+def parameter_table(notebooks: Path) -> str:
+    """Return a Markdown table of what papermill finds in the parameters cells of all stages."""
+    stages = {}
+    for notebook in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+        for found in papermill.inspect_notebook(notebook).values():
+            value = type(json.loads(found["default"])).__name__
+            row = f"| `{found['name']}` | {value} | `{found['default']}` | {found['help']} |"
+            stages.setdefault(row, []).append(notebook.stem[:2])
+    head = ["| parameter | type | default | meaning | stages |", "| --- " * 5 + "|"]
+    return "\n".join(head + [f"{row} {' '.join(numbers)} |" for row, numbers in stages.items()])
 
 
 def may_show_people(root: Path, mean_of: int = 1) -> bool:

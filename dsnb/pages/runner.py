@@ -20,6 +20,7 @@ from dsnb.pages.book import REPOSITORY, build_book, publish
 from dsnb.pages.notebook import open_study
 
 NOTEBOOKS = REPOSITORY / "notebooks"
+QUIET = "--IPKernelApp.log_level=40"  # else each kernel warns that TCP, within one machine, is open
 
 
 class Meter(threading.Thread):
@@ -80,14 +81,16 @@ def run_stage(notebook: Path, page: Path, parameters: dict, root: Path) -> Meter
     meter.start()
     try:
         papermill.execute_notebook(
-            notebook, aside, parameters, progress_bar=False, cwd=REPOSITORY, kernel_name="python3"
-        )
+            notebook, aside, parameters, progress_bar=False, cwd=REPOSITORY, kernel_name="python3",
+            extra_arguments=[QUIET],
+        )  # fmt: skip
     except PapermillExecutionError as error:
         refusals = {kind.__name__ for kind in (BadInput, *BadInput.__subclasses__())}
         if error.ename in refusals:
             refusal = BadInput.__new__(BadInput)
             Exception.__init__(refusal, error.evalue)
             raise refusal from None
+        print(f"{notebook.stem}: failed; the page up to its error lies at {aside}", flush=True)
         raise
     finally:
         del os.environ["DSNB_PROGRESS"]
@@ -173,5 +176,8 @@ def run_study(preset: str = "small", raw: str = "", data_root: str = "") -> Path
         record.write_text(mark, key)
     rows.append(_row("book", started, 0.0, skipped))
     print(pd.DataFrame(rows).round(1).to_string(index=False))
-    print(f"total {sum(row['seconds'] for row in rows) / 60:.1f} min; the book lies at {index}")
+    print(f"total {sum(row['seconds'] for row in rows) / 60:.1f} min\n")
+    print(f"read the book:  open {index} in a browser")
+    print(f"every number:   {root / 'results'}, one JSON file a stage")
+    print("run it again:   the same command; it does only what changed")
     return index

@@ -97,7 +97,7 @@ def _manifest(root: Path, name: str) -> dict | None:
 def require(root: Path, name: str) -> str:
     """Return a product's key; refuse when it is missing, damaged or made from other parents."""
     manifest = _manifest(root, name)
-    fix = f"run stage {MADE_BY.get(name, name)} first"
+    fix = f"run stage {MADE_BY.get(name, name)} first, or name the data root that has it"
     if manifest is None:
         raise BadInput("E-MISSING", name, "this product", "absent", "a finished stage", fix)
     fault = _damaged(root / name, manifest)
