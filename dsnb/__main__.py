@@ -111,7 +111,7 @@ def run(command: Command) -> int:
         pages.run_study(study.name, command.raw, command.data_root)
         return 0
     if verb == "verify":
-        pages.verify(pages.REPOSITORY / "book")
+        pages.verify(pages.REPOSITORY / "book", pins=pages.REPOSITORY / "constraints.txt")
         return 0
     if verb == "prepare" and command.check:
         return check(command)

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from dsnb import record
-from dsnb.checks import BadInput
+from dsnb.checks import BadInput, Report
+from dsnb.pages import numerals, trace
 from dsnb.pages.notebook import spell
 
 REPOSITORY = record.HOME.parent
+NOTEBOOKS = REPOSITORY / "notebooks"
 PAGE_BYTES = 1_500_000
 
 
@@ -56,8 +58,10 @@ def with_results(text: str, results: Path) -> str:
 
 
 def build_book(book: Path) -> None:
-    """Verify the pages, then build the book with warnings as errors."""
+    """Verify the pages, then build the book with warnings as errors; say if it is not for release."""
     verify(book)
+    if faults := trace.unreleasable(book, REPOSITORY / "constraints.txt"):
+        record.say(f"not for release, {len(faults)} reasons, the first: {faults[0]}")
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(program), "build", "-W", "-n", "--keep-going", str(book)]
     answer = subprocess.run(command, capture_output=True, text=True)
@@ -66,24 +70,37 @@ def build_book(book: Path) -> None:
         raise RuntimeError(f"the book did not build:\n{said}")
 
 
-def verify(book: Path) -> None:
-    """Refuse a book with a missing, failed, empty, oversized or leaking page."""
+def verify(book: Path, notebooks: Path = NOTEBOOKS, pins: Path | None = None) -> None:
+    """Refuse a book with a missing, failed, empty, oversized, leaking or untraceable page.
+
+    With `pins`, constraints.txt, also one whose pages may not be released.
+    """
     faults = []
-    for stage in record.STAGES:
-        page, results = book / "executed" / f"{stage}.ipynb", book / "results" / f"{stage}.json"
-        if not page.is_file() or not results.is_file():
-            faults.append(f"{stage}: page or results file is missing")
-            continue
-        text = page.read_text()
-        if page.stat().st_size > PAGE_BYTES:
-            faults.append(f"{stage}: larger than {PAGE_BYTES} bytes")
-        if re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|scratch|gpfs)/", text):
-            faults.append(f"{stage}: an absolute path")
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        if any(o["output_type"] == "error" for c in cells for o in c["outputs"]):
-            faults.append(f"{stage}: a cell ended with an error")
-        if not any(c["outputs"] for c in cells):
-            faults.append(f"{stage}: no cell has an output")
+    for folder, numbers in trace.PARTS.items():
+        for stage in record.STAGES:
+            page, results = book / folder / f"{stage}.ipynb", book / numbers / f"{stage}.json"
+            there = [page.is_file(), results.is_file()]
+            if all(there):
+                faults += _page_faults(f"{folder}/{stage}", page)
+            elif any(there) or folder == "executed":
+                seen = "page or results file is missing"
+                faults.append(trace.fault(f"{folder}/{stage}", "page", seen, "both"))
+    faults += trace.find_faults(book, notebooks) + numerals.find_typed(book, notebooks)
+    faults += trace.unreleasable(book, pins) if pins else []
     if faults:
-        fix = "run make study"
-        raise BadInput("E-BOOK", book.name, "its pages", "; ".join(faults), "whole pages", fix)
+        raise Report(faults)
+
+
+def _page_faults(name: str, page: Path) -> list[BadInput]:
+    """Return what makes a page unfit to be shown: its size, its paths, its outputs."""
+    text = page.read_text()
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    path = re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|scratch|gpfs)/", text)
+    failed = any(o["output_type"] == "error" for c in cells for o in c["outputs"])
+    wrong = {
+        f"larger than {PAGE_BYTES} bytes": page.stat().st_size > PAGE_BYTES,
+        "a text with an absolute path": path is not None,
+        "cut short: a cell ended with an error": failed,
+        "empty: no cell has an output": not any(c["outputs"] for c in cells),
+    }
+    return [trace.fault(name, "page", seen, "a whole one") for seen in wrong if wrong[seen]]

@@ -16,10 +16,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from dsnb import record
 from dsnb.checks import BadInput
-from dsnb.pages.book import REPOSITORY, build_book, publish
+from dsnb.pages.book import NOTEBOOKS, REPOSITORY, build_book, publish
 from dsnb.pages.notebook import open_study
-
-NOTEBOOKS = REPOSITORY / "notebooks"
 
 
 class Meter(threading.Thread):

@@ -15,7 +15,7 @@ from dsnb.record.files import (
     writing,
 )  # fmt: skip
 from dsnb.record.ledger import LEDGERS, add_row, find_row, is_stale, ledger_rows, row_key
-from dsnb.record.products import Product, begin, file_digest, planned, require
+from dsnb.record.products import MADE_BY, Product, begin, chain, file_digest, planned, require
 from dsnb.record.results import (
     HEADLINE,
     STAGES,
