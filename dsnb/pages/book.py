@@ -58,7 +58,7 @@ def with_results(text: str, results: Path) -> str:
 
 
 def build_book(book: Path) -> None:
-    """Verify the pages, then build the book with warnings as errors; say if it is not for release."""
+    """Verify the pages, build the book with warnings as errors, say if it may not be released."""
     verify(book)
     if faults := trace.unreleasable(book, REPOSITORY / "constraints.txt"):
         record.say(f"not for release, {len(faults)} reasons, the first: {faults[0]}")

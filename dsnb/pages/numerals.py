@@ -30,9 +30,9 @@ def find_typed(book: Path, notebooks: Path) -> list[BadInput]:
     """Return a fault for each typed number of the text, and for each entry that allows none."""
     path, faults, needed = book / ALLOWED, [], set()
     allowed = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    entries = [(name, entry["text"]) for name in allowed for entry in allowed[name]]
+    reasons = {(n, entry["text"]): entry.get("reason") for n in allowed for entry in allowed[n]}
     for name, cell, text in _texts(book, notebooks):
-        excuses = [entry for entry in entries if entry[0] in (name, "*")]
+        excuses = [entry for entry in reasons if entry[0] in (name, "*")]
         for match in NUMBER.finditer(narrative(text)):
             excused = {entry for entry in excuses if _covers(entry[1], text, match.start())}
             needed |= excused
@@ -41,14 +41,11 @@ def find_typed(book: Path, notebooks: Path) -> list[BadInput]:
                 fix = f"glue it from a results file, cite it, or give its reason in {ALLOWED}"
                 seen = "a typed number", match[0], "none", fix
                 faults.append(BadInput("E-TYPED", f"{name}, {cell}line {line}", *seen))
-    for name, text in entries:
-        if (name, text) not in needed:
-            said = f"entry of {name}", text, "a text that holds a typed number", "remove it"
-            faults.append(BadInput("E-TYPED", ALLOWED, *said))
-    for name, entry in ((name, entry) for name in allowed for entry in allowed[name]):
-        if not entry.get("reason"):
-            said = f"reason of {entry['text']!r}", "absent", "a reason", "give one"
-            faults.append(BadInput("E-TYPED", ALLOWED, *said))
+    for entry, reason in reasons.items():
+        seen = "of no use" if entry not in needed else "without a reason" if not reason else ""
+        if seen:
+            said = seen, "a typed number's text, and why it may stand", "remove or complete it"
+            faults.append(BadInput("E-TYPED", ALLOWED, ": ".join(entry), *said))
     return faults
 
 

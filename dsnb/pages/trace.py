@@ -40,7 +40,9 @@ def find_faults(book: Path, notebooks: Path) -> list[BadInput]:
         about = results.get("provenance", {})
         lacks = [word for word in NEEDED if about.get(word) in (None, "", "no git", {}, [])]
         if lacks:
-            faults.append(fault(name, "provenance of its results", f"without {lacks}", "all of it"))
+            faults.append(
+                fault(name, "provenance of its results", "without " + ", ".join(lacks), "all")
+            )
     for part in PARTS:
         own = {n: r.get("provenance", {}) for n, (_, r) in pages.items() if n.startswith(part)}
         faults += broken_chains(own)
@@ -149,12 +151,11 @@ def broken_chains(origins: dict[str, dict]) -> list[BadInput]:
 
 def glued(cells: list) -> dict[str, str]:
     """Return the values that a page has glued, by key."""
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    named = [o for o in outputs if "name" in o.get("metadata", {}).get("scrapbook", {})]
-    return {
-        o["metadata"]["scrapbook"]["name"]: ast.literal_eval("".join(next(iter(o["data"].values()))))
-        for o in named
-    }  # fmt: skip
+    values = {}
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        if key := output.get("metadata", {}).get("scrapbook", {}).get("name"):
+            values[key] = ast.literal_eval("".join(next(iter(output["data"].values()))))
+    return values
 
 
 def texts(book: Path, pages: dict) -> list[tuple[str, str]]:
@@ -209,9 +210,6 @@ def unknown_images(book: Path, pages: dict) -> list[BadInput]:
         if not Path(path).is_file():
             faults.append(fault(name, f"image {Path(path).name}", "absent", "a file"))
         elif record.digest(Path(path)) not in known:
-            wanted, fix = (
-                "one whose digest a results file has",
-                "let its page or tool draw it again",
-            )
-            faults.append(fault(name, f"image {Path(path).name}", "unknown", wanted, fix))
+            words = "unknown", "one whose digest a results file has", "draw it by its page or tool"
+            faults.append(fault(name, f"image {Path(path).name}", *words))
     return faults
