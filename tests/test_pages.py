@@ -4,8 +4,9 @@ import json
 
 import nbformat
 import pytest
+from test_trace import whole_book
 
-from dsnb import pages, record
+from dsnb import pages
 from dsnb.checks import BadInput
 
 
@@ -50,18 +51,6 @@ def test_a_broken_description_is_refused(text, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
-def whole_book(book):
-    """Write a tiny book that passes."""
-    (book / "executed").mkdir(parents=True)
-    (book / "results").mkdir()
-    for stage in record.STAGES:
-        output = nbformat.v4.new_output("stream", text="fine")
-        cell = nbformat.v4.new_code_cell("1", outputs=[output])
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), book / f"executed/{stage}.ipynb")
-        headline = dict.fromkeys(record.HEADLINE[stage].split(), 0.5)
-        (book / f"results/{stage}.json").write_text(json.dumps({"headline": headline}))
-
-
 @pytest.mark.parametrize(
     "output, fault",
     [
@@ -72,16 +61,16 @@ def whole_book(book):
 )
 def test_a_leaking_failed_or_empty_page_is_refused(tmp_path, output, fault):
     """P03 and silent failures: the book is not built from such a page."""
-    whole_book(tmp_path)
-    pages.verify(tmp_path)
+    book, notebooks, _ = whole_book(tmp_path)
+    pages.verify(book, notebooks)
     cell = nbformat.v4.new_code_cell("1", outputs=[output] if output else [])
-    page = tmp_path / "executed/05_anomaly.ipynb"
+    page = book / "executed/05_anomaly.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), page)
     with pytest.raises(BadInput, match=f"05_anomaly.*{fault}"):
-        pages.verify(tmp_path)
+        pages.verify(book, notebooks)
     page.unlink()
-    with pytest.raises(BadInput, match="05_anomaly: page or results file is missing"):
-        pages.verify(tmp_path)
+    with pytest.raises(BadInput, match="05_anomaly.*page or results file is missing"):
+        pages.verify(book, notebooks)
 
 
 def test_the_readme_table_is_what_the_results_say():

@@ -49,15 +49,22 @@ def find_faults(book: Path, notebooks: Path) -> list[BadInput]:
     return faults + unglued(book, pages) + unknown_images(book, pages)
 
 
+def results_of(name: str) -> str:
+    """Return where in the book the numbers of a page lie, `executed/03_vae`."""
+    folder, stage = name.split("/")
+    return f"{PARTS[folder]}/{stage}.json"
+
+
 def load_pages(book: Path) -> dict[str, tuple[list, dict]]:
     """Return cells and results of every page that has both, by name, as `executed/03_vae`."""
     found = {}
-    for folder, numbers in PARTS.items():
+    for folder in PARTS:
         for stage in record.STAGES:
-            page, results = book / folder / f"{stage}.ipynb", book / numbers / f"{stage}.json"
+            name = f"{folder}/{stage}"
+            page, results = book / f"{name}.ipynb", book / results_of(name)
             if page.is_file() and results.is_file():
                 cells = json.loads(page.read_text())["cells"]
-                found[f"{folder}/{stage}"] = cells, json.loads(results.read_text())
+                found[name] = cells, json.loads(results.read_text())
     return found
 
 

@@ -3,6 +3,7 @@
 from dsnb.record.files import (
     HOME,
     code_digest,
+    commit,
     digest,
     lock,
     locked,

@@ -1,0 +1,57 @@
+"""A Sphinx extension: under every page of the book, what made its numbers."""
+
+from collections import defaultdict
+from html import escape
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from dsnb import record
+from dsnb.pages import trace
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the footer with Sphinx."""
+    app.connect("html-page-context", append)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def append(app: Sphinx, name: str, _template: str, context: dict, _tree: object) -> None:
+    """Append a page's footer to its body; a page without numbers of ours stays as it is."""
+    line = describe(Path(app.srcdir), name)
+    if line and "body" in context:
+        style = "margin-top: 3rem; font-size: 0.8em; opacity: 0.75;"
+        context["body"] += f'<p class="dsnb-origin" style="{style}">{escape(line)}</p>\n'
+
+
+def describe(book: Path, name: str) -> str:
+    """Return one line on a page's origin: its own run, or the runs of the numbers it quotes."""
+    pages = trace.load_pages(book)
+    if name in pages:
+        return _own(pages[name][1], book / trace.results_of(name))
+    text = dict(trace.texts(book, {})).get(name, "")
+    runs = defaultdict(set)
+    for page in {page for page, _ in trace.quoted(name, text)} & set(pages):
+        runs[_commit(pages[page][1])].add(page.removeprefix("executed/"))
+    told = [f"{', '.join(sorted(runs[commit]))} (commit {commit})" for commit in sorted(runs)]
+    return f"Numbers on this page come from {'; '.join(told)}." if told else ""
+
+
+def _own(results: dict, path: Path) -> str:
+    about = results["provenance"]
+    machine, threads = about.get("machine"), about.get("threads")
+    parts = {
+        "data": results["data"],
+        "preset": results["preset"],
+        "commit": _commit(results),
+        "results": record.digest(path)[:8],
+        "time": about.get("time"),
+        "machine": machine and "{processor}, {cores} cores, {memory_gb} GB".format(**machine),
+        "threads": threads,
+    }
+    return "Run: " + ", ".join(f"{word} {value}" for word, value in parts.items() if value) + "."
+
+
+def _commit(results: dict) -> str:
+    about = results["provenance"]
+    return about["commit"][:7] + (", with changes that no commit holds" if about["dirty"] else "")
