@@ -1,5 +1,6 @@
 """A Sphinx extension: under every page of the book, what made its numbers."""
 
+import json
 from collections import defaultdict
 from html import escape
 from pathlib import Path
@@ -26,25 +27,33 @@ def append(app: Sphinx, name: str, _template: str, context: dict, _tree: object)
 
 def describe(book: Path, name: str) -> str:
     """Return one line on a page's origin: its own run, or the runs of the numbers it quotes."""
-    pages = trace.load_pages(book)
-    if name in pages:
-        return _own(pages[name][1], book / trace.results_of(name))
-    text = dict(trace.texts(book, {})).get(name, "")
-    runs = defaultdict(set)
-    for page in {page for page, _ in trace.quoted(name, text)} & set(pages):
-        runs[_commit(pages[page][1])].add(page.removeprefix("executed/"))
-    told = [f"{', '.join(sorted(runs[commit]))} (commit {commit})" for commit in sorted(runs)]
+    if own := _results(book, name):
+        return _own(own, record.digest(book / trace.results_of(name)))
+    text, runs = dict(trace.texts(book, {})).get(name, ""), defaultdict(list)
+    for page in sorted({page for page, _ in trace.quoted(name, text)}):
+        if results := _results(book, page):
+            runs[_commit(results)].append(page.removeprefix("executed/"))
+    told = [f"{', '.join(pages)} (commit {commit})" for commit, pages in runs.items()]
     return f"Numbers on this page come from {'; '.join(told)}." if told else ""
 
 
-def _own(results: dict, path: Path) -> str:
+def _results(book: Path, name: str) -> dict | None:
+    """Return the results of a stage's page; None for any other page, and where they are absent."""
+    folder, _, stage = name.partition("/")
+    if folder not in trace.PARTS or stage not in record.STAGES:
+        return None
+    path = book / trace.results_of(name)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _own(results: dict, digest: str) -> str:
     about = results["provenance"]
     machine, threads = about.get("machine"), about.get("threads")
     parts = {
         "data": results["data"],
         "preset": results["preset"],
         "commit": _commit(results),
-        "results": record.digest(path)[:8],
+        "results": digest[:8],
         "time": about.get("time"),
         "machine": machine and "{processor}, {cores} cores, {memory_gb} GB".format(**machine),
         "threads": threads,
