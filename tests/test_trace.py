@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+import tiny
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dsnb import pages, record
+from dsnb import pages, record, training, vae
 from dsnb.checks import BadInput
+from dsnb.config import replace
 from dsnb.pages import footer, numerals, tolerances, trace
 
 ORIGIN = {
@@ -272,15 +275,42 @@ def test_two_runs_give_the_same_file_but_for_time(tmp_path):
     assert texts[0] == texts[1]
 
 
+def trained_text(root, threads):
+    """Return the results file of a tiny VAE trained with that many threads, times taken out."""
+    torch.set_num_threads(threads)
+    plan = replace(tiny.STUDY.vae.training, volumes=48, checkpoint_every=48, validate_every=24)
+    tiny.make_root(root)
+    vae.train(root, replace(tiny.STUDY, vae=replace(tiny.STUDY.vae, training=plan)))
+    headline = dict.fromkeys(record.HEADLINE["09_search"].split(), 0)
+    headline["best_psnr_db"] = training.read_stats(root / "runs/vae")["score"].max()
+    results = record.write_results(root, "09_search", headline, {}, {}, ("runs/vae",))
+    results["provenance"]["time"] = ""
+    return json.dumps(results), pages.spell(results["headline"]["best_psnr_db"])
+
+
+def test_a_training_repeats_to_the_byte_and_other_threads_print_equal_digits(tmp_path):
+    """G21, S05: falls: that equal threads give equal bytes, and other ones equal printed digits."""
+    before = torch.get_num_threads()
+    try:
+        (one, first), (two, _), (other, second) = (
+            trained_text(tmp_path / name, threads)
+            for name, threads in (("a", 1), ("b", 1), ("c", 2))
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert one == two and first == second
+    assert '"threads": 1' in one and '"threads": 2' in other
+
+
 def test_moved_numbers_are_named_and_tolerances_hold_by_class(tmp_path):
     """Falls: that `make verify` says which number of the book moved, and by how much it may."""
     book, _, _ = whole_book(tmp_path / "a")
     run, _, _ = whole_book(tmp_path / "b")
     assert pages.tell_moved(run, book) == 0
-    alter(run / "results/03_vae.json", lambda r: r["headline"].update(psnr_db=0.7))
+    alter(run / "results/03_vae.json", lambda r: r["headline"].update(psnr_db=0.6))
     alter(run / "results/02_volumes.json", lambda r: r["headline"].update(seconds_per_volume=4.0))
     table = pages.moved(run, book).set_index("key")
-    assert table.loc["psnr_db", "now"] == 0.7 and not table["beyond"].any()
+    assert table.loc["psnr_db", "now"] == 0.6 and not table["beyond"].any()
     alter(run / "results/02_volumes.json", lambda r: r["headline"].update(native_error=0.502))
     alter(run / "results/08_fidelity.json", lambda r: r["headline"].update(release=True))
     alter(run / "results/06_strata.json", lambda r: r["headline"].update(stage_gain_ci=[0.5, 0.6]))

@@ -30,6 +30,7 @@ def publish(root: Path) -> Path:
         own = root / "book"
         skip = shutil.ignore_patterns("_build", "executed", "results", "figures")
         shutil.copytree(book, own, dirs_exist_ok=True, ignore=skip)
+        shutil.copytree(book / "results/real", own / "results/real", dirs_exist_ok=True)
         book = own
     for kind, pattern in (("pages", "*.ipynb"), ("results", "*.json"), ("figures", "*.png")):
         target = book / ("executed" if kind == "pages" else kind)

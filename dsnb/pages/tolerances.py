@@ -22,12 +22,12 @@ TOLERANCES = (
     ("06_strata.*hard*", "within", 0.0, "read from the ledger"),
     ("06_strata.*_false_discovery", "within", 0.0, "read from the ledger"),
     ("10_scaling.*_error_pct", "within", 0.0, "read from the ledger"),
-    ("*_db*", "within", 0.3, "trained: dB"),
+    ("*_db*", "within", 0.2, "trained: dB"),
     ("*.region_error_pct", "within", 0.1, "trained: per cent of volume"),
     ("05_anomaly.*_ratio_ci", "times", 1.25, "a ratio of small lifts, of a trained network"),
     ("*_slope*", "within", 0.1, "trained: a slope near 1"),
     ("*.ds_shift_sd", "within", 0.1, "trained: SD"),
-    ("*", "within", 0.03, "trained: AUROC, accuracy, lift, correlation, share"),
+    ("*", "within", 0.02, "trained: AUROC, accuracy, lift, correlation, share"),
 )
 
 
