@@ -5,19 +5,17 @@ from collections import defaultdict
 from html import escape
 from pathlib import Path
 
-from sphinx.application import Sphinx
-
 from dsnb import record
 from dsnb.pages import trace
 
 
-def setup(app: Sphinx) -> dict:
-    """Register the footer with Sphinx."""
+def setup(app: object) -> dict:
+    """Register the footer with an application of Sphinx."""
     app.connect("html-page-context", append)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def append(app: Sphinx, name: str, _template: str, context: dict, _tree: object) -> None:
+def append(app: object, name: str, _template: str, context: dict, _tree: object) -> None:
     """Append a page's footer to its body; a page without numbers of ours stays as it is."""
     line = describe(Path(app.srcdir), name)
     if line and "body" in context:
