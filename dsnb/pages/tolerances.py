@@ -78,7 +78,8 @@ def tell_moved(run: Path, book: Path) -> int:
     table = moved(run, book)
     changed, beyond = table[table["book"] != table["now"]], table[table["beyond"]]
     if len(changed):
-        print(changed.astype(object).to_string(index=False))
+        exact = changed.map(lambda value: f"{value:.6g}" if isinstance(value, float) else value)
+        print(exact.to_string(index=False))
     print(
         f"verify: {len(table)} numbers of the book run again, {len(changed)} moved, "
         f"{len(beyond)} beyond what is allowed"
