@@ -11,6 +11,7 @@ RAW ?=
 COHORT := $(if $(RAW),-$(notdir $(patsubst %/,%,$(RAW))))
 DATA ?= $(or $(DSNB_DATA),data$(if $(filter-out small,$(PRESET))$(RAW),-$(PRESET)$(COHORT)))
 PHANTOM ?= data$(if $(filter-out small,$(PRESET)),-$(PRESET))
+VERIFY ?= data-verify
 RUN := $(VENV)/bin/python -m
 # Seconds are CPU time on one thread. The phantom's data root first, then the real cohort's.
 LEDGER := OMP_NUM_THREADS=1 $(RUN) dsnb
@@ -85,8 +86,9 @@ book: $(VENV)/.installed  ## build the book from the committed pages, without tr
 	@$(VENV)/bin/jupyter-book build -W -n --keep-going book
 	@$(RUN) dsnb verify
 
-verify: $(VENV)/.installed  ## check that every page and number of the book is whole
-	@$(RUN) dsnb verify
+verify: $(VENV)/.installed  ## run the small study again in data-verify; say which number of the book moved
+	@$(RUN) dsnb study --no-publish --preset small --data-root "$(VERIFY)"
+	@$(RUN) dsnb verify "$(VERIFY)"
 
 lint: $(VENV)/.installed  ## style
 	@$(RUN) ruff check . && $(RUN) ruff format --check .

@@ -56,7 +56,8 @@ class Command:
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
     # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
-    # cohort; or a folder for further people, who are not audited.
+    # cohort; or a folder for further people, who are not audited. `verify`: none, for the pages of
+    # the book; or the data root of another run, whose numbers are compared with the book's.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -81,6 +82,8 @@ class Command:
     start: Literal["resume", "weights", "scratch"] = "resume"
     # For `search planted`: the phantom study's data root, whose network is tried on real scans.
     phantom: str = ""
+    # For `study`: put pages and numbers into the book, and build it.
+    publish: bool = True
     # Folder of all products; $DSNB_DATA or `data` where empty.
     data_root: str = ""
     # BIDS folder of T1w scans; the phantom where empty.
@@ -112,10 +115,13 @@ def run(command: Command) -> int:
         print(json.dumps(record.plain(asdict(command)), indent=1))
         return 0
     if verb == "study":
-        pages.run_study(study.name, command.raw, command.data_root)
+        pages.run_study(study.name, command.raw, command.data_root, command.publish)
         return 0
+    if verb == "verify" and command.words:
+        (run,) = expect(command, "at most one data root", 1)
+        return pages.tell_moved(Path(run).expanduser(), pages.REPOSITORY / "book")
     if verb == "verify":
-        pages.verify(pages.REPOSITORY / "book")
+        pages.verify(pages.REPOSITORY / "book", pins=pages.REPOSITORY / "constraints.txt")
         return 0
     if verb == "prepare" and command.check:
         return check(command)

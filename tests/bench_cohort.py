@@ -180,11 +180,13 @@ def compare(folder: Path) -> None:
     found["phantom_version"] = phantom.PHANTOM_VERSION
     found["provenance"] = record.provenance("tests/bench_cohort.py realism", {}, {})
     book = record.HOME.parent / "book"
-    record.write_json(book / "results/real/realism.json", record.plain(found))
     shown = {f"real, person {k + 1}": real[k] for k in (0, 20, 40)}
     shown |= {f"phantom, person {k + 1}": drawn[k] for k in (0, 20, 40)}
     shown |= {"mean of real": real.mean(0), "mean of phantom": drawn.mean(0)}
-    figures.plot_slices(shown, SMALL.grid.affine).savefig(book / "reference/realism.png")
+    picture = book / "reference/realism.png"
+    figures.plot_slices(shown, SMALL.grid.affine).savefig(picture)
+    found["provenance"]["figures"] = {picture.name: record.digest(picture)}
+    record.write_json(book / "results/real/realism.json", record.plain(found))
 
 
 if __name__ == "__main__":

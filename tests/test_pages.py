@@ -1,12 +1,17 @@
 """The runner and the book: parameters are checked, leaks are found, numbers are never typed."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from test_trace import whole_book
 
+from dsnb import __main__ as main
 from dsnb import pages, record
 from dsnb.checks import BadInput
+from dsnb.pages import runner
 
 
 def test_a_misspelt_or_wrong_typed_parameter_is_refused(tmp_path):
@@ -50,18 +55,6 @@ def test_a_broken_description_is_refused(text, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
-def whole_book(book):
-    """Write a tiny book that passes."""
-    (book / "executed").mkdir(parents=True)
-    (book / "results").mkdir()
-    for stage in record.STAGES:
-        output = nbformat.v4.new_output("stream", text="fine")
-        cell = nbformat.v4.new_code_cell("1", outputs=[output])
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), book / f"executed/{stage}.ipynb")
-        headline = dict.fromkeys(record.HEADLINE[stage].split(), 0.5)
-        (book / f"results/{stage}.json").write_text(json.dumps({"headline": headline}))
-
-
 @pytest.mark.parametrize(
     "output, fault",
     [
@@ -72,16 +65,16 @@ def whole_book(book):
 )
 def test_a_leaking_failed_or_empty_page_is_refused(tmp_path, output, fault):
     """P03 and silent failures: the book is not built from such a page."""
-    whole_book(tmp_path)
-    pages.verify(tmp_path)
+    book, notebooks, _ = whole_book(tmp_path)
+    pages.verify(book, notebooks)
     cell = nbformat.v4.new_code_cell("1", outputs=[output] if output else [])
-    page = tmp_path / "executed/05_anomaly.ipynb"
+    page = book / "executed/05_anomaly.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), page)
     with pytest.raises(BadInput, match=f"05_anomaly.*{fault}"):
-        pages.verify(tmp_path)
+        pages.verify(book, notebooks)
     page.unlink()
-    with pytest.raises(BadInput, match="05_anomaly: page or results file is missing"):
-        pages.verify(tmp_path)
+    with pytest.raises(BadInput, match="05_anomaly.*page or results file is missing"):
+        pages.verify(book, notebooks)
 
 
 @pytest.mark.parametrize("preset, data, place", [
@@ -117,3 +110,47 @@ def test_values_are_spelt_for_print():
     """Nulls and intervals read as such on a page."""
     assert pages.spell(None) == "n/a" and pages.spell(True) == "yes"
     assert pages.spell([0.12345, 2]) == "[0.123, 2]"
+
+
+def test_a_study_may_leave_the_book_alone(tmp_path, monkeypatch):
+    """Falls: that `make verify` never writes over the committed pages."""
+    published = []
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(runner, "_publish", lambda root: published.append(root) or {"seconds": 0})
+    for publishing in (False, True):
+        pages.run_study("smoke", "", str(tmp_path / "root"), publishing)
+    assert published == [tmp_path / "root"]
+
+
+def test_a_page_of_uncommitted_code_is_run_again_once_it_is_committed(tmp_path, monkeypatch):
+    """S06: falls: that a commit and `make study` clear a page's stamp; what is current is kept."""
+    clean, runs = {"dirty": True}, []
+
+    def execute(notebook, page, parameters, root):
+        runs.append(notebook.stem)
+        record.write_text(page, "{}")
+        record.write_json(root / "results/01_cohort.json", {"provenance": dict(clean)})
+        return SimpleNamespace(peak_gb=0.0)
+
+    monkeypatch.setattr(runner, "run_stage", execute)
+    monkeypatch.setattr(record, "commit", lambda: clean)
+    for _ in range(2):
+        runner._run_if_changed(tmp_path / "01_cohort.ipynb", {}, "key", tmp_path)
+    assert len(runs) == 1
+    clean["dirty"] = False
+    for _ in range(2):
+        runner._run_if_changed(tmp_path / "01_cohort.ipynb", {}, "key", tmp_path)
+    assert len(runs) == 2
+
+
+def test_verify_of_another_run_ends_with_1_where_a_number_moved_too_far(tmp_path, capsys):
+    """Falls: that `make verify` passes on what is equal, and names what is not."""
+    shutil.copytree(pages.REPOSITORY / "book/results", tmp_path / "results")
+    command = main.parse(["verify", str(tmp_path)])
+    assert main.run(command) == 0 and " 0 moved, 0 beyond" in capsys.readouterr().out
+    path = tmp_path / "results/06_strata.json"
+    results = json.loads(path.read_text())
+    results["headline"]["auc_ds"] -= 0.1
+    path.write_text(json.dumps(results))
+    assert main.run(command) == 1
+    assert "auc_ds" in (said := capsys.readouterr().out) and "1 moved, 1 beyond" in said

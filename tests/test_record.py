@@ -1,6 +1,7 @@
 """Products, digests and results: what is current, what changed, what is damaged."""
 
 import json
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -121,3 +122,23 @@ def test_verbs_that_begin_at_once_keep_each_others_files(tmp_path):
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(begin, range(6)))
         assert len(list((tmp_path / "cohort").glob("?.tsv"))) == 6
+
+
+def test_any_change_of_package_or_notebooks_is_dirty(tmp_path, monkeypatch):
+    """S06: falls: that a run of changed or new code is stamped as such, and no other is."""
+    home, git = tmp_path / "dsnb", ["git", "-C", str(tmp_path), "-c", "user.name=a"]
+    for name in ("dsnb/a.py", "notebooks/01.ipynb", "README.md"):
+        record.write_text(tmp_path / name, "x = 1\n")
+    words = ("init", "-q"), ("add", "."), ("-c", "user.email=a@b.c", "commit", "-qm", "first")
+    for word in words:
+        subprocess.run([*git, *word], check=True)
+    monkeypatch.setattr(record.files, "HOME", home)
+    look = record.commit.__wrapped__
+    assert look()["dirty"] is False
+    record.write_text(tmp_path / "README.md", "other")
+    assert look()["dirty"] is False
+    for name in ("dsnb/a.py", "dsnb/new.py", "notebooks/01.ipynb"):
+        record.write_text(tmp_path / name, "x = 2\n")
+        assert look()["dirty"] is True
+        subprocess.run([*git, "checkout", "-q", "."], check=True)
+        (home / "new.py").unlink(missing_ok=True)

@@ -11,3 +11,4 @@ from dsnb.pages.notebook import (
     spell,
 )
 from dsnb.pages.runner import run_study
+from dsnb.pages.tolerances import moved, tell_moved

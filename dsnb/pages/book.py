@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from dsnb import record
-from dsnb.checks import BadInput
-from dsnb.pages import leaks
+from dsnb.checks import BadInput, Report
+from dsnb.pages import leaks, numerals, trace
 from dsnb.pages.notebook import spell
 
 REPOSITORY = record.HOME.parent
+NOTEBOOKS = REPOSITORY / "notebooks"
 PAGE_BYTES = 1_500_000
 # What a study makes, and where the two studies that the book shows have it.
 MADE = {"pages": "*.ipynb", "results": "*.json", "figures": "*.png"}
@@ -32,8 +33,7 @@ def publish(root: Path) -> Path:
     tracked = mark["preset"] == "small" and mark["data"] in TRACKED
     if not tracked:
         own, places = root / "book", PHANTOM
-        skip = shutil.ignore_patterns("_build", "executed", "results", "figures")
-        shutil.copytree(book, own, dirs_exist_ok=True, ignore=skip)
+        shutil.copytree(book, own, dirs_exist_ok=True, ignore=_skip)
         book = own
     for (kind, pattern), place in zip(MADE.items(), places):
         (book / place).mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,13 @@ def publish(root: Path) -> Path:
         readme = REPOSITORY / "README.md"
         record.write_text(readme, with_results(readme.read_text(), book / "results"))
     return book
+
+
+def _skip(folder: str, names: list[str]) -> list[str]:
+    """Return what another study's book does not take over: builds, and the phantom's run."""
+    inside = Path(folder).relative_to(REPOSITORY / "book")
+    ours = [name for name in names if str(inside) in PHANTOM and (Path(folder) / name).is_file()]
+    return ours + [name for name in names if name in ("_build", "ledger")]
 
 
 def with_results(text: str, results: Path) -> str:
@@ -61,9 +68,14 @@ def with_results(text: str, results: Path) -> str:
 
 
 def build_book(book: Path) -> None:
-    """Verify the pages, build the book anew with warnings as errors, verify what was built."""
+    """Verify the pages, build the book anew with warnings as errors, verify what was built.
+
+    Says if it may not be released.
+    """
     shutil.rmtree(book / "_build", ignore_errors=True)  # an earlier build's pictures would stay
     verify(book)
+    if faults := trace.unreleasable(book, REPOSITORY / "constraints.txt"):
+        record.say(f"not for release, {len(faults)} reasons, the first: {faults[0]}")
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(program), "build", "-W", "-n", "--keep-going", str(book)]
     answer = subprocess.run(command, capture_output=True, text=True)
@@ -73,23 +85,38 @@ def build_book(book: Path) -> None:
     verify(book)
 
 
-def verify(book: Path) -> None:
-    """Refuse a book with a missing, failed, empty, oversized or leaking page."""
+def verify(book: Path, notebooks: Path = NOTEBOOKS, pins: Path | None = None) -> None:
+    """Refuse a book with a missing, failed, empty, oversized, leaking or untraceable page.
+
+    With `pins`, constraints.txt, also one whose pages may not be released.
+    """
     faults = []
-    for stage in record.STAGES:
-        page, results = book / "executed" / f"{stage}.ipynb", book / "results" / f"{stage}.json"
-        if not page.is_file() or not results.is_file():
-            faults.append(f"{stage}: page or results file is missing")
-            continue
-        text = page.read_text()
-        if page.stat().st_size > PAGE_BYTES:
-            faults.append(f"{stage}: larger than {PAGE_BYTES} bytes")
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        if any(o["output_type"] == "error" for c in cells for o in c["outputs"]):
-            faults.append(f"{stage}: a cell ended with an error")
-        if not any(c["outputs"] for c in cells):
-            faults.append(f"{stage}: no cell has an output")
-    faults += leaks.scan(book)
+    for folder, numbers in trace.PARTS.items():
+        for stage in record.STAGES:
+            page, results = book / folder / f"{stage}.ipynb", book / numbers / f"{stage}.json"
+            there = [page.is_file(), results.is_file()]
+            if all(there):
+                faults += _page_faults(f"{folder}/{stage}", page)
+            elif any(there) or folder == "executed":
+                seen = "page or results file is missing"
+                faults.append(trace.fault(f"{folder}/{stage}", "page", seen, "both"))
+    faults += trace.find_faults(book, notebooks) + numerals.find_typed(book, notebooks)
+    faults += [
+        trace.fault("book", "a leak", leak, "none", "take it out") for leak in leaks.scan(book)
+    ]
+    faults += trace.unreleasable(book, pins) if pins else []
     if faults:
-        fix = "run make study"
-        raise BadInput("E-BOOK", book.name, "its pages", "; ".join(faults), "whole pages", fix)
+        raise Report(faults)
+
+
+def _page_faults(name: str, page: Path) -> list[BadInput]:
+    """Return what makes a page unfit to be shown: its size, its outputs."""
+    text = page.read_text()
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    failed = any(o["output_type"] == "error" for c in cells for o in c["outputs"])
+    wrong = {
+        f"larger than {PAGE_BYTES} bytes": page.stat().st_size > PAGE_BYTES,
+        "cut short: a cell ended with an error": failed,
+        "empty: no cell has an output": not any(c["outputs"] for c in cells),
+    }
+    return [trace.fault(name, "page", seen, "a whole one") for seen in wrong if wrong[seen]]

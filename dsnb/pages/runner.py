@@ -16,10 +16,9 @@ from papermill.exceptions import PapermillExecutionError
 
 from dsnb import record
 from dsnb.checks import BadInput
-from dsnb.pages.book import REPOSITORY, build_book, publish
+from dsnb.pages.book import NOTEBOOKS, REPOSITORY, build_book, publish
 from dsnb.pages.notebook import open_study
 
-NOTEBOOKS = REPOSITORY / "notebooks"
 QUIET = "--IPKernelApp.log_level=40"  # else each kernel warns that TCP, within one machine, is open
 
 
@@ -125,7 +124,8 @@ def _page_key(notebook: Path, parameters: dict, before: str) -> str:
     modules = {path.relative_to(record.HOME).parts[0] for path in record.HOME.rglob("*.py")}
     code = record.code_digest(*(name.removesuffix(".py") for name in modules))
     ledgers = [record.digest(path) for path in sorted(record.LEDGERS.glob(f"{notebook.stem[:2]}*"))]
-    return record.digest([[cell.source for cell in cells], code, parameters, before, ledgers])
+    lock = record.digest(REPOSITORY / "constraints.txt")
+    return record.digest([[cell.source for cell in cells], code, parameters, before, ledgers, lock])
 
 
 def _book_key(book: Path) -> str:
@@ -145,6 +145,8 @@ def _run_if_changed(notebook: Path, parameters: dict, key: str, root: Path) -> d
     started, stage = time.monotonic(), notebook.stem
     page, mark = root / "pages" / notebook.name, root / "pages" / f"{stage}.key"
     whole = page.is_file() and (root / "results" / f"{stage}.json").is_file()
+    if whole and record.commit()["dirty"] is False:  # what a commit holds by now is run from it
+        whole = not record.read_results(root, stage)["provenance"]["dirty"]
     if whole and mark.is_file() and mark.read_text() == key:
         return _row(stage, started, 0.0, True)
     print(f"{stage}: running", flush=True)
@@ -153,8 +155,10 @@ def _run_if_changed(notebook: Path, parameters: dict, key: str, root: Path) -> d
     return _row(stage, started, meter.peak_gb, False)
 
 
-def run_study(preset: str = "small", raw: str = "", data_root: str = "") -> Path:
-    """Run the stages that are not current, publish and build the book; return its index page."""
+def run_study(
+    preset: str = "small", raw: str = "", data_root: str = "", publishing: bool = True
+) -> None:
+    """Run the stages that are not current; unless told otherwise, publish and build the book."""
     study, root, _ = open_study(preset, data_root, raw)
     parameters = {
         "preset": preset,
@@ -166,6 +170,16 @@ def run_study(preset: str = "small", raw: str = "", data_root: str = "") -> Path
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         before = _page_key(notebook, parameters, before)
         rows.append(_run_if_changed(notebook, parameters, before, root))
+    if publishing:
+        rows.append(_publish(root))
+    print(pd.DataFrame(rows).round(1).to_string(index=False))
+    print(f"total {sum(row['seconds'] for row in rows) / 60:.1f} min\n")
+    print(f"every number:   {root / 'results'}, one JSON file a stage")
+    print("run it again:   the same command; it does only what changed")
+
+
+def _publish(root: Path) -> dict:
+    """Publish pages and numbers and build the book, unless it is current; say where it lies."""
     started = time.monotonic()
     book = publish(root)
     key, mark = _book_key(book), root / "pages" / "book.key"
@@ -174,10 +188,5 @@ def run_study(preset: str = "small", raw: str = "", data_root: str = "") -> Path
     if not skipped:
         build_book(book)
         record.write_text(mark, key)
-    rows.append(_row("book", started, 0.0, skipped))
-    print(pd.DataFrame(rows).round(1).to_string(index=False))
-    print(f"total {sum(row['seconds'] for row in rows) / 60:.1f} min\n")
     print(f"read the book:  open {index} in a browser")
-    print(f"every number:   {root / 'results'}, one JSON file a stage")
-    print("run it again:   the same command; it does only what changed")
-    return index
+    return _row("book", started, 0.0, skipped)

@@ -4,6 +4,7 @@ from dsnb.record.classes import FEW_WORDS, SHOWS, data_class, hide_row, may_show
 from dsnb.record.files import (
     HOME,
     code_digest,
+    commit,
     digest,
     lock,
     locked,
@@ -16,7 +17,7 @@ from dsnb.record.files import (
     writing,
 )  # fmt: skip
 from dsnb.record.ledger import LEDGERS, add_row, find_row, is_stale, ledger_rows, row_key
-from dsnb.record.products import Product, begin, file_digest, planned, require
+from dsnb.record.products import MADE_BY, Product, begin, chain, file_digest, planned, require
 from dsnb.record.results import (
     HEADLINE,
     STAGES,

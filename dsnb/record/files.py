@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import psutil
 
 from dsnb.checks import BadInput
 
@@ -176,31 +177,56 @@ def progress(label: str, done: int, total: int) -> None:
 
 @functools.cache
 def commit() -> dict:
-    """Return the commit and whether tracked code differs from it."""
+    """Return the commit and whether package or notebooks differ from it, new files included."""
 
     def git(*words: str) -> str:
         answer = subprocess.run(["git", *words], cwd=HOME, capture_output=True, text=True)
         return answer.stdout.strip() if answer.returncode == 0 else ""
 
     head = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "dsnb", "../notebooks")
+    changed = git("status", "--porcelain", "--", ".", "../notebooks")
     return {"commit": head or "no git", "dirty": bool(changed) if head else None}
 
 
+@functools.cache
+def machine() -> dict:
+    """Return the class of this machine, never its name: processor, cores, memory in GB."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    memory_gb = round(psutil.virtual_memory().total / 1e9)
+    named = models[0] if models else platform.machine()
+    return {"processor": named, "cores": os.cpu_count(), "memory_gb": memory_gb}
+
+
+def seeds(settings: object, at: str = "") -> dict[str, int]:
+    """Return every field named `seed` of nested settings, by its dotted name."""
+    if not isinstance(settings, dict):
+        return {}
+    found = {f"{at}seed": settings["seed"]} if "seed" in settings else {}
+    for name, part in settings.items():
+        found |= seeds(part, f"{at}{name}.")
+    return found
+
+
 def provenance(verb: str, settings: object, parents: dict[str, str]) -> dict:
-    """Describe a run: verb, settings, parents' keys, commit, versions, threads."""
+    """Describe a run: verb, settings, seeds, parents' keys, commit, versions, machine, time."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    torch = sys.modules.get("torch")
+    torch, pins = sys.modules.get("torch"), HOME.parent / "constraints.txt"
     return {
         "verb": verb,
         "settings": plain(settings),
+        "seeds": seeds(settings),
         "parents": parents,
         **commit(),
         "python": platform.python_version(),
         "packages": versions,
+        "lock": digest(pins) if pins.is_file() else None,
         "threads": torch.get_num_threads() if torch else os.cpu_count(),
         "device": "cuda" if torch and torch.cuda.is_available() else "cpu",
+        "machine": machine(),
+        "time": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
     }

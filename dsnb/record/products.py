@@ -111,6 +111,28 @@ def require(root: Path, name: str) -> str:
     return manifest["key"]
 
 
+def chain(root: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the keys of products and of all that they were made from; E-STALE where they part."""
+    keys, waiting = {}, [(name, require(root, name)) for name in names]
+    while waiting:
+        name, key = waiting.pop()
+        manifest = _manifest(root, name)  # absent where only later products were brought here
+        seen = [keys.get(name, key), manifest["key"] if manifest else key]
+        if seen != [key, key]:
+            fix = f"run stage {MADE_BY.get(name, name)} and all after it"
+            raise BadInput("E-STALE", name, "its key", f"{seen[0]} and {seen[1]}", key, fix)
+        if name not in keys and manifest:
+            waiting += manifest["note"]["parents"].items()
+        keys[name] = key
+    return dict(sorted(keys.items()))
+
+
+def data_digest(root: Path) -> str | None:
+    """Return the digest of all files that the study began with: the phantom's, or the cohort's."""
+    manifest = _manifest(root, "raw") or _manifest(root, "cohort")
+    return digest({n: file["sha"] for n, file in manifest["files"].items()}) if manifest else None
+
+
 def file_digest(root: Path, name: str, file: str) -> str:
     """Return the digest of a file of a finished product, from its manifest."""
     require(root, name)

@@ -2,12 +2,16 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 from dsnb.checks import BadInput
+from dsnb.config import load_study
 from dsnb.record.classes import data_class, may_show, suppress
-from dsnb.record.files import HOME, plain, provenance, write_json
-from dsnb.record.products import require
+from dsnb.record.files import HOME, digest, plain, provenance, seeds, write_json
+from dsnb.record.products import chain, data_digest, require
 
 # The headline keys that each results file must carry (null needs a reason in `tables`).
 HEADLINE = {
@@ -91,11 +95,27 @@ def write_results(
             "headline": headline,
             "tables": tables,
             "timing": timing,
-            "provenance": provenance(stage, mark, keys),
+            "provenance": provenance(stage, mark, keys) | _origin(root, mark["preset"], parents),
         }
     )
     write_json(root / "results" / f"{stage}.json", results)
     return results
+
+
+def _origin(root: Path, preset: str, parents: tuple[str, ...]) -> dict:
+    """Return what a page rests on: settings, seeds, data, all products, and the figures it drew.
+
+    A page's process lives as long as the page, so figures written since it began are the page's.
+    """
+    study, began = plain(asdict(load_study(preset))), psutil.Process().create_time()
+    drawn = sorted(path for path in (root / "figures").glob("*.*") if path.is_file())
+    return {
+        "study": digest(study),
+        "seeds": seeds(study),
+        "data_manifest": data_digest(root),
+        "chain": chain(root, parents),
+        "figures": {p.name: digest(p) for p in drawn if p.stat().st_mtime >= began},
+    }
 
 
 def read_results(root: Path, stage: str) -> dict:
