@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown, display
 from myst_nb import glue
 
 from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Study, load_study
+from dsnb.pages.findings import glued, tell
+from dsnb.pages.wording import spell
 
 PARAMETERS = {"preset": str, "data_root": str, "raw": str}
 OPEN_LICENCES = ("CC0", "PDDL")  # only these people's slices may stand on a page
@@ -58,19 +61,15 @@ def may_show_people(root: Path) -> bool:
     return record.read_mark(root)["people_may_be_shown"]
 
 
-def spell(value: object) -> str:
-    """Spell a headline value for print: three digits, intervals in brackets, null as n/a."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return "[" + ", ".join(spell(entry) for entry in value) + "]"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
-
-
 def show(results: dict) -> pd.DataFrame:
-    """Return the headline as a table and glue every value under its key for other pages."""
+    """Show the findings in words, glue them and every headline value, return the headline's table.
+
+    Keys are the headline's own, `finding_1`, `finding_1_text`, and so on.
+    """
+    told = "\n\n".join(f"**{found['title']}.** {found['text']}" for found in tell(results))
+    display(Markdown(told))
+    for key, text in glued(results).items():
+        glue(key, text, display=False)
     reasons = results["tables"].get("reasons", {})
     rows = []
     shown = {**results["headline"], **results["timing"]}
