@@ -173,9 +173,10 @@ def deep_against_plain(h: dict, t: dict) -> Said:
         "The deep norm finds a patient's changed voxels better than plain statistics",
     )  # fmt: skip
     return title, (
-        f"Lift over chance is {within(*lift[:3])}, that of the best plain rival, "
-        f"{h['best_rival']}, {within(*rival, ' (')}; their ratio lies in "
-        f"{spell(h['lift_ratio_ci'])} ({lift[3]} people)."
+        f"Lift over chance is {within(*lift[:3])}, that of the best plain rival "
+        f"({h['best_rival']}) {within(*rival, ' (')}; their ratio lies in "
+        f"{spell(h['lift_ratio_ci'])} ({lift[3]} people). By gain, which counts only what tells a "
+        f"patient from a euploid, it lies in {spell(h.get('gain_ratio_ci'))}."
     )
 
 
@@ -193,8 +194,8 @@ def against_nobody(h: dict, t: dict) -> Said:
         title = "The best norm ranks changed voxels better than a map that knows nobody"
     names = "lift", "lift_low", "lift_high"
     return title, (
-        f"Where healthy brains vary most, {null['norm']} lifts by "
-        f"{within(*(null[n] for n in names))}, the best norm, {best['norm']}, by "
+        f"A map of where healthy brains vary most ({null['norm']}) lifts by "
+        f"{within(*(null[n] for n in names))}, the best norm ({best['norm']}) by "
         f"{within(*(best[n] for n in names), ' (')}: lift alone is no proof that a map saw its "
         "person, hence the gain beside it."
     )

@@ -110,7 +110,7 @@ def morphology(h: dict, t: dict) -> Said:
         f"Over ten regions the correlation is "
         f"{within(h['effect_correlation'], *h['effect_correlation_ci'])} and the slope "
         f"{within(h['effect_slope'], *h['effect_slope_ci'], ' (')}; {h['regions_equivalent']} "
-        f"regions are equivalent within 0.2 d, of the training people themselves "
+        f"are equivalent within 0.2 d. Had the training people been the sample, it would be "
         f"{spell(copies[0] if copies else None)}."
     )
 
@@ -146,7 +146,8 @@ def privacy(h: dict, t: dict) -> Said:
         f"The strongest attack on samples has an AUROC of {spell(h['attack_auc'])} (upper 95 % "
         f"bound {spell(h['attack_auc_upper'])}, bar 0.60), on weights a bound of "
         f"{spell(h['weights_attack_auc_upper'])}; an over-fitted model is caught at "
-        f"{spell(h['overfit_attack_auc'])}. A pass is no evidence of copying, never privacy."
+        f"{spell(h['overfit_attack_auc'])}. A pass means no evidence of copying "
+        "under these tests, never privacy."
     )
 
 
