@@ -100,6 +100,17 @@ def test_a_null_gives_the_reason_of_the_results():
     assert "psnr_db_floor: real scans have no noise-free self" in found["text"]
 
 
+@pytest.mark.parametrize("stage", record.STAGES)
+def test_any_value_or_table_may_be_absent(stage):
+    """Falls: that a cohort which lacks one number or table still gets its page."""
+    results = committed(stage)
+    count = len(pages.tell(results))
+    for part, keys in (("headline", results["headline"]), ("tables", results["tables"])):
+        for key in keys:
+            for gone in (None, []) if part == "tables" else (None,):
+                assert len(pages.tell(results | {part: keys | {key: gone}})) == count, key
+
+
 def test_a_row_is_picked_and_a_missing_one_is_named():
     """Known answers of the three small tools behind every claim."""
     tables = {"t": [{"a": 1, "b": None}, {"a": 2, "b": 3}], "d": {"b": 4}}

@@ -181,7 +181,8 @@ def deep_against_plain(h: dict, t: dict) -> Said:
 
 
 def against_nobody(h: dict, t: dict) -> Said:
-    rows = [row for row in t.get("norms") or [] if row.get("lift") is not None]
+    names = "lift", "lift_low", "lift_high"
+    rows = [r for r in t.get("norms") or [] if None not in (r.get(name) for name in names)]
     nulls = [row for row in rows if row["norm"].startswith("sd_map")]
     real = [row for row in rows if row not in nulls and row["norm"] != "labelled"]
     if not (nulls and real):
@@ -192,7 +193,6 @@ def against_nobody(h: dict, t: dict) -> Said:
         title = "A map that knows nobody ranks changed voxels better than every norm"
     elif best["lift_low"] > null["lift_high"]:
         title = "The best norm ranks changed voxels better than a map that knows nobody"
-    names = "lift", "lift_low", "lift_high"
     return title, (
         f"A map of where healthy brains vary most ({null['norm']}) lifts by "
         f"{within(*(null[n] for n in names))}, the best norm ({best['norm']}) by "

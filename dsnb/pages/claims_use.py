@@ -126,7 +126,9 @@ def detail(h: dict, t: dict) -> Said:
 
 
 def utility(h: dict, t: dict) -> Said:
-    rows = [r for r in t.get("augmentation") or [] if r.get("low") is not None]
+    rows = [r for r in t.get("augmentation") or [] if None not in (r.get("low"), r.get("high"))]
+    if not rows:
+        raise LookupError("that the table augmentation is empty")
     title = "Synthetic people are not shown to help a classifier"
     if any(row["low"] > 0 for row in rows):
         title = "Synthetic people help a classifier that has few real ones"
