@@ -10,6 +10,7 @@ from dsnb import pages, record
 from dsnb.pages import wording
 
 COMMITTED = pages.REPOSITORY / "book" / "results"
+NOTEBOOKS = pages.REPOSITORY / "notebooks"
 
 
 def committed(stage):
@@ -135,3 +136,32 @@ def test_show_prints_findings_and_glues_them(monkeypatch):
     assert {"finding_1", "finding_4_text", "auc_ds"} <= set(names)
     assert "finding_1" not in table.index
     assert f"**{names['finding_1']}.** {names['finding_1_text']}" in shown[0].data
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_page_opens_with_its_findings_and_ends_with_their_limits(path):
+    """Falls: that a page says what was found and done, how far to trust it, and how to rerun it."""
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    count = len(pages.tell(committed(path.stem)))
+    glues = re.findall(r"`finding_(\d)(?:_text)?:s`", cells[0])
+    assert glues == [str(n) for n in range(1, count + 1) for _ in "ab"]
+    text = "\n".join(cells)
+    for heading in (
+        "What we found",
+        "What we did",
+        "How far to trust it",
+        "Run it on your own data",
+    ):
+        assert text.count(f"\n## {heading}\n") + text.startswith(f"## {heading}\n") == 1, heading
+    assert "**What would change our mind:**" in text and "$$" in cells[0]
+    assert f"papermill notebooks/{path.name} " in text
+
+
+def test_the_book_glues_findings_that_exist():
+    """Falls: that no page of the book waits for a finding which its stage does not have."""
+    seen = 0
+    for page in sorted((pages.REPOSITORY / "book").glob("*.md")):
+        for stage, key in re.findall(r"(\d\d_\w+)\.ipynb::(finding_\w+):s", page.read_text()):
+            assert key in pages.glued(committed(stage)), f"{page.name}: {stage} {key}"
+            seen += 1
+    assert seen >= 20
