@@ -1,6 +1,7 @@
 """Pages: what notebooks ask of us, the study runner, and the book."""
 
 from dsnb.pages.book import REPOSITORY, build_book, publish, verify, with_results
+from dsnb.pages.findings import glued, tell
 from dsnb.pages.notebook import (
     hide,
     may_show_people,

@@ -27,8 +27,15 @@ SCANS = (".nii", ".nii.gz", ".mgz", ".dcm", ".npy", ".npz", ".safetensors", ".pt
 TEXTS = (".ipynb", ".json", ".jsonl", ".md", ".html", ".js", ".txt", ".yml")
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 DRAWN = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
-KINDS = {"text/plain", "text/html", *PICTURES, "application/papermill.record/text/plain"}
+KINDS = {
+    "text/plain",
+    "text/html",
+    "text/markdown",
+    *PICTURES,
+    "application/papermill.record/text/plain",
+}
 ACTS = re.compile(r"<script|javascript:|\bon(error|load|click|mouse\w+)\s*=|\{eval", re.I)
+MARKED = re.compile(r"<[a-z!/]|\]\(|[{`]", re.I)  # our findings are plain sentences
 CODE = re.compile(r"^(`{3,}).*?^\1`*$|(`+)[^`].*?\2", re.S | re.M)
 TOLD = re.compile(
     rf"\b(n|people|subjects|patients) ?[=:] ?[1-4]\b|\bage[sd]?\b[^\d\n]{{0,12}}(9\d|1[0-3]\d)\b"
@@ -124,6 +131,7 @@ def _scan_output(output: dict, source: str, group: bool, may: set[str]) -> list[
             faults.append(f"a picture of restricted data; tag the cell {GROUP} if it is of a group")
         elif PEOPLE.search(source) and "may_show_people" not in source:
             faults.append("a picture of single people; ask pages.may_show_people first")
+    faults += ["Markdown with markup"] * bool(MARKED.search(_words(data.get("text/markdown", ""))))
     faults += ["script in a picture"] * bool(ACTS.search(_words(data.get("image/svg+xml", ""))))
     faults += [f"raw HTML: {word}" for word in html.acting] + _machine(text, named=True)
     return faults + _scan_words(text, may, html)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import papermill
+from IPython.display import Markdown, display
 from myst_nb import glue
 
 from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Study, load_study
+from dsnb.pages.findings import glued, tell
+from dsnb.pages.wording import spell
 from dsnb.record.classes import FEWEST
 
 PARAMETERS = {"preset": str, "data_root": str, "raw": str}
@@ -105,19 +108,15 @@ def may_show_people(root: Path, mean_of: int = 1) -> bool:
     return mean_of >= FEWEST or record.may_show(record.read_mark(root), "pictures")
 
 
-def spell(value: object) -> str:
-    """Spell a headline value for print: three digits, intervals in brackets, null as n/a."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return "[" + ", ".join(spell(entry) for entry in value) + "]"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
-
-
 def show(results: dict) -> pd.DataFrame:
-    """Return the headline as a table and glue every value under its key for other pages."""
+    """Show the findings in words, glue them and every headline value, return the headline's table.
+
+    Keys are the headline's own, `finding_1`, `finding_1_text`, and so on.
+    """
+    told = "\n\n".join(f"**{found['title']}.** {found['text']}" for found in tell(results))
+    display(Markdown(told))
+    for key, text in glued(results).items():
+        glue(key, text, display=False)
     reasons = results["tables"].get("reasons", {})
     rows = []
     shown = {**results["headline"], **results["timing"]}

@@ -9,7 +9,8 @@ from posixpath import dirname, normpath
 
 from dsnb import record
 from dsnb.checks import BadInput
-from dsnb.pages.notebook import spell
+from dsnb.pages import findings
+from dsnb.pages.wording import spell
 
 PARTS = {"executed": "results", "real": "results/real"}  # folder of pages -> of their numbers
 # What each results file must say of its origin; those of AGREED are equal on all pages of a part.
@@ -189,9 +190,12 @@ def unglued(book: Path, pages: dict) -> list[BadInput]:
     faults, known = [], {name: glued(cells) for name, (cells, _) in pages.items()}
     for name, (_, results) in pages.items():
         values = results["headline"] | results.get("timing", {})
+        spelt = {key: spell(value) for key, value in values.items()}
+        if "finding_1" in known[name]:
+            spelt |= findings.glued(results)
         for key, text in known[name].items():
-            if key not in values or spell(values[key]) != text:
-                wanted = spell(values[key]) if key in values else "a number"
+            if spelt.get(key) != text:
+                wanted = spelt.get(key, "a number")
                 faults.append(fault(name, key, text, f"{wanted} of its results file"))
     for name, text in texts(book, pages):
         for page, key in quoted(name, text):
