@@ -10,6 +10,7 @@ from myst_nb import glue
 from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Study, load_study
+from dsnb.pages.shown import show_captions
 
 PARAMETERS = {"preset": str, "data_root": str, "raw": str}
 OPEN_LICENCES = ("CC0", "PDDL")  # only these people's slices may stand on a page
@@ -30,6 +31,7 @@ def open_notebook(names: dict) -> tuple[Study, Path, Path | None]:
         if not isinstance(names.get(name), kind):
             fix = f"pass text, for example -r {name} TEXT"
             raise BadInput("E-PARAM", "notebook", name, names.get(name), "text", fix)
+    show_captions()
     return open_study(names["preset"], names["data_root"], names["raw"])
 
 
