@@ -70,11 +70,12 @@ def tell_groups(groups: dict[str, np.ndarray], unit: str) -> str:
 
 def tell_ends(power: dict[str, np.ndarray], per_mm: np.ndarray) -> str:
     """Tell what share of the first curve's power the others hold at the finest frequency."""
-    first, *others = power
-    shares = [f"{name} {ROUND(power[name][-1] / power[first][-1])}" for name in others]
+    ends = {name: np.asarray(values)[-1] for name, values in power.items()}
+    first, *others = ends
+    shares = [f"{name} {ROUND(ends[name] / ends[first])}" for name in others]
     if not shares:
         return f"Power of {first} by frequency."
-    at = f"{ROUND(per_mm[-1])} cycles per mm"
+    at = f"{ROUND(np.asarray(per_mm)[-1])} cycles per mm"
     return f"Power as a multiple of that of {first}, at {at}: {'; '.join(shares)}."
 
 

@@ -64,7 +64,8 @@ def place(row: int, rows: int, column: int = 0, columns: int = 1) -> tuple[float
 
 def mark(display: BaseSlicer, title: str) -> None:
     """Write title, sides, coordinates and a 50 mm bar into a picture."""
-    display.title(title, size=7, color="white", bgcolor="black")
+    if title:
+        display.title(title, size=7, color="white", bgcolor="black")
     display.annotate(size=8, scalebar=True, scale_size=50, scale_units="mm")
 
 
@@ -146,15 +147,16 @@ def plot_cases(
     `columns` is {title: volumes in the order of `labels`}. A column named in `units` is a map:
     diverging, one limit a column, drawn over the column `background`; the others are grey.
     """
-    cell = min(WIDTH / len(columns), 2.4)  # inches
-    foot = 0.5 * bool(units)  # inches below the rows, for one bar a map
-    figure = open_dark(foot + 1.1 * cell * len(labels))
-    wide, high = cell / WIDTH, 1.1 * cell / figure.get_figheight()
+    cell, head = min(WIDTH / len(columns), 2.4), 0.2  # inches; a cell's title stands above it
+    foot = 0.6 * bool(units)  # inches below the rows, for one bar a map
+    figure = open_dark(foot + (1.1 * cell + head) * len(labels))
+    wide, high = cell / WIDTH, (1.1 * cell + head) / figure.get_figheight()
+    head /= figure.get_figheight()
     for column, (title, volumes) in enumerate(columns.items()):
         left, limit = 0.5 + (column - len(columns) / 2) * wide, _limit(volumes)
         for row, (label, volume) in enumerate(zip(labels, volumes)):
             how = {"display_mode": "z", "cut_coords": POINT[2:], "figure": figure}
-            how |= {"axes": (left, 1 - (row + 1) * high, 0.98 * wide, 0.98 * high)}
+            how |= {"axes": (left, 1 - (row + 1) * high, 0.98 * wide, high - head)}
             how |= {"colorbar": False}
             if title in units:
                 under = columns[background][row]
@@ -164,9 +166,11 @@ def plot_cases(
                 display = plotting.plot_stat_map(*images, cmap=DIVERGING, **how, **STYLE)
             else:
                 display = draw(volume, affine, **how)
-            mark(display, f"{label}: {units.get(title, title)}")
+            mark(display, "")
+            words, top = f"{label}: {units.get(title, title)}", 1 - row * high - 0.8 * head
+            figure.text(left + 0.02 * wide, top, words, color="white", fontsize=7)
         if title in units:
-            place = (left + 0.1 * wide, 0.32 / figure.get_figheight(), 0.8 * wide, 0.02)
+            place = (left + 0.1 * wide, 0.45 / figure.get_figheight(), 0.8 * wide, 0.015)
             _draw_bar(figure, place, limit, units[title])
     maps = {units[title]: columns[title] for title in columns if title in units}
     return caption(figure, f"{tell_cases(maps, labels)} {CUTS}".strip())
@@ -178,4 +182,4 @@ def _draw_bar(figure: Figure, place: tuple[float, ...], limit: float, unit: str)
     bar = figure.colorbar(scale, cax=figure.add_axes(place), orientation="horizontal")
     bar.set_ticks([-limit, 0, limit], labels=[f"{end:.2g}" for end in (-limit, 0, limit)])
     bar.ax.tick_params(colors="white", labelsize=7, pad=1)
-    bar.ax.set_title(unit, color="white", fontsize=7, pad=2)
+    bar.ax.set_xlabel(unit, color="white", fontsize=7, labelpad=1)
