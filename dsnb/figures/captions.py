@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-ROUND = "{:.3g}".format
+
+def spell(value: float) -> str:
+    """Spell a number in three digits, or in whole thousands."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def caption(figure: Figure, text: str) -> Figure:
@@ -18,7 +21,7 @@ def caption(figure: Figure, text: str) -> Figure:
 def _within(row: pd.Series | dict, low: str, high: str) -> str:
     if pd.isna(row[low]) or pd.isna(row[high]):
         return ""
-    return f" ({ROUND(row[low])} to {ROUND(row[high])})"
+    return f" ({spell(row[low])} to {spell(row[high])})"
 
 
 def tell_bars(
@@ -30,7 +33,7 @@ def tell_bars(
     if not len(known):
         return f"{unit}: nothing was computed."
     ends = known.loc[known[value].idxmax()], known.loc[known[value].idxmin()]
-    spelt = [f"{row[label]}, {ROUND(row[value])}{_within(row, low, high)}" for row in ends]
+    spelt = [f"{row[label]}, {spell(row[value])}{_within(row, low, high)}" for row in ends]
     text = f"{unit}: highest in {spelt[0]}; lowest in {spelt[1]}."
     if reference:
         name, level = reference
@@ -42,7 +45,7 @@ def tell_bars(
 def tell_scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> str:
     """Tell how two measures agree: correlation, slope and mean distance from the identity."""
     slope, r = np.polyfit(x, y, 1)[0], np.corrcoef(x, y)[0, 1]
-    away = ROUND(np.abs(y - x).mean())
+    away = spell(np.abs(y - x).mean())
     return (f"{y_label} against {x_label}: correlation {r:.2f} and slope {slope:.2f} over {len(x)} "
             f"points, {away} from the identity on average.")  # fmt: skip
 
@@ -52,10 +55,10 @@ def tell_curves(curves: dict[str, pd.DataFrame], x: str, y: str, labels: Sequenc
     told = []
     for name, table in curves.items():
         ends = (table.sort_values(x).iloc[row] for row in (0, -1))
-        first, last = (f"{ROUND(row[y])}{_within(row, 'low', 'high')}" for row in ends)
+        first, last = (f"{spell(row[y])}{_within(row, 'low', 'high')}" for row in ends)
         told.append(f"{name} from {first} to {last}")
     places = pd.concat(list(curves.values()))[x]
-    reach = f"{ROUND(places.min())} to {ROUND(places.max())}"
+    reach = f"{spell(places.min())} to {spell(places.max())}"
     return f"{labels[1]}, over {labels[0]} {reach}: {'; '.join(told)}."
 
 
@@ -63,7 +66,7 @@ def tell_groups(groups: dict[str, np.ndarray], unit: str) -> str:
     """Tell each group's median and quartiles."""
     told = []
     for name, values in groups.items():
-        low, middle, high = map(ROUND, np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75]))
+        low, middle, high = map(spell, np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75]))
         told.append(f"{name} {middle} ({low} to {high})")
     return f"{unit}, median and quartiles: {'; '.join(told)}."
 
@@ -72,10 +75,10 @@ def tell_ends(power: dict[str, np.ndarray], per_mm: np.ndarray) -> str:
     """Tell what share of the first curve's power the others hold at the finest frequency."""
     ends = {name: np.asarray(values)[-1] for name, values in power.items()}
     first, *others = ends
-    shares = [f"{name} {ROUND(ends[name] / ends[first])}" for name in others]
+    shares = [f"{name} {spell(ends[name] / ends[first])}" for name in others]
     if not shares:
         return f"Power of {first} by frequency."
-    at = f"{ROUND(np.asarray(per_mm)[-1])} cycles per mm"
+    at = f"{spell(np.asarray(per_mm)[-1])} cycles per mm"
     return f"Power as a multiple of that of {first}, at {at}: {'; '.join(shares)}."
 
 
@@ -84,7 +87,7 @@ def tell_extremes(table: pd.DataFrame, measures: dict[str, str]) -> str:
     told = []
     for name, label in measures.items():
         values = table[name].dropna()
-        low, high = (f"{ROUND(values[row])} ({row})" for row in (values.idxmin(), values.idxmax()))
+        low, high = (f"{spell(values[row])} ({row})" for row in (values.idxmin(), values.idxmax()))
         told.append(f"{label} from {low} to {high}")
     return "; ".join(told) + "."
 
@@ -98,8 +101,8 @@ def tell_map(values: np.ndarray, affine: np.ndarray, brain: np.ndarray, least: f
     x, y, z = affine[:3, :3] @ peak + affine[:3, 3]
     inside = max((brain > 0).sum(), 1)
     up, down = (100 * (shown & (np.sign(values) == sign)).sum() / inside for sign in (1, -1))
-    where = f"Strongest {ROUND(values[peak])}, at ({x:.0f}, {y:.0f}, {z:.0f}) mm"
-    return f"{where}; drawn above zero in {ROUND(up)} % of the brain, below in {ROUND(down)} %."
+    where = f"Strongest {spell(values[peak])}, at ({x:.0f}, {y:.0f}, {z:.0f}) mm"
+    return f"{where}; drawn above zero in {spell(up)} % of the brain, below in {spell(down)} %."
 
 
 def tell_cases(maps: dict[str, Sequence[np.ndarray]], labels: Sequence[str]) -> str:
@@ -107,7 +110,7 @@ def tell_cases(maps: dict[str, Sequence[np.ndarray]], labels: Sequence[str]) -> 
     told = []
     for title, volumes in maps.items():
         sizes = [np.sqrt(np.mean(np.square(v, dtype=float)[v != 0])) for v in volumes]
-        told.append(f"{title}: " + ", ".join(f"{n} {ROUND(s)}" for n, s in zip(labels, sizes)))
+        told.append(f"{title}: " + ", ".join(f"{n} {spell(s)}" for n, s in zip(labels, sizes)))
     text = f"Root mean square of {'; '.join(told)}." if told else ""
     if len(maps) == 2:
         pairs = list(zip(*maps.values()))

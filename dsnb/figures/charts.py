@@ -31,7 +31,8 @@ def _open_chart(height: float) -> Figure:
 
 
 def _plain_axes(axes: Axes, x_label: str, y_label: str):
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
