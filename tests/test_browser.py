@@ -110,6 +110,20 @@ def _look(browser: Browser, page: str, width: int, phone: bool = False) -> tuple
     return seen, faults + ([f"scrolls sideways by {seen['overflow']}"] * (seen["overflow"] > 0))
 
 
+def _dead_links(seen: dict[str, dict], site: Path, address: str) -> dict[str, list[str]]:
+    """Return the links of every page {address: seen} that lead to no file or no anchor of it."""
+    faults = {}
+    for page, what in seen.items():
+        told = faults[page.removeprefix(address)] = []
+        for link, anchor in map(urldefrag, what["links"]):
+            if link.startswith(address):
+                link += "index.html" * link.endswith("/")
+                there = link in seen or (site / unquote(link.removeprefix(address))).is_file()
+                if not there or (anchor and link in seen and anchor not in seen[link]["ids"]):
+                    told.append(f"leads nowhere: {link}#{anchor}")
+    return faults
+
+
 def _judge(faults: dict[str, list[str]]) -> None:
     told = "\n".join(f"{page}: {word}" for page, words in faults.items() for word in words)
     assert not told, told
@@ -120,13 +134,8 @@ def test_every_page_is_whole_on_a_desk_and_its_links_resolve(site, browser, addr
     faults, seen = {}, {}
     for page in _pages(site):
         seen[address + page], faults[page] = _look(browser, address + page, DESK)
-    for page, what in seen.items():
-        for link, anchor in map(urldefrag, what["links"]):
-            if link.startswith(address):
-                link = link + "index.html" * link.endswith("/")
-                there = link in seen or (site / unquote(link.removeprefix(address))).is_file()
-                if not there or (anchor and link in seen and anchor not in seen[link]["ids"]):
-                    faults[page.removeprefix(address)].append(f"leads nowhere: {link}#{anchor}")
+    for page, told in _dead_links(seen, site, address).items():
+        faults[page] += told
     _judge(faults)
     total = {
         name: sum(what[name] for what in seen.values()) for name in ("maths", "images", "frames")
@@ -186,11 +195,15 @@ def test_faults_that_are_planted_are_found(tmp_path, browser):
         "<html><head><title>x</title></head><body><article><p>costs $$ x $$</p>"
         '<img src="none.png" alt="x"><img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'
         '<span class="math">\\(x\\)</span><iframe srcdoc="<canvas></canvas>"></iframe>'
-        '<div style="width:2000px">wide</div></article>'
+        '<div style="width:2000px">wide</div><a href="gone.html">x</a><a href="#gone">x</a>'
+        '<a href="#here" id="here">x</a></article>'
         '<script src="http://example.org/a.js"></script><script>undefined_name()</script>'
         "</body></html>"
     )
-    _, faults = _look(browser, (tmp_path / "bad.html").as_uri(), PHONE)
+    page, here = (tmp_path / "bad.html").as_uri(), f"{tmp_path.as_uri()}/"
+    seen, faults = _look(browser, page, PHONE)
+    dead = _dead_links({page: seen}, tmp_path, here)["bad.html"]
+    assert dead == [f"leads nowhere: {here}gone.html#", f"leads nowhere: {page}#gone"]
     told = "\n".join(faults)
     for word in ("asks for http://example.org", "undefined_name", "broken", "mute", "unset", "raw",
                  "blank", "cut: ", "scrolls sideways"):  # fmt: skip

@@ -1,7 +1,12 @@
 """Captions say what the figure's own numbers say; a notebook shows vectors, pixels and captions."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from docutils import nodes
+from docutils.utils import new_document
 from IPython.core.interactiveshell import InteractiveShell
 
 from dsnb import figures, pages
@@ -9,6 +14,7 @@ from dsnb.figures import captions
 from dsnb.pages import shown
 from dsnb.space import GRIDS
 
+EXTENSION = Path(__file__).resolve().parent.parent / "book/_ext/described.py"
 GRID = GRIDS["smoke"]
 ROWS = pd.DataFrame(
     [("a", 0.9, 0.8, 1.0), ("b", 0.2, 0.1, 0.3), ("c", 0.5, 0.4, 0.6), ("d", None, None, None)],
@@ -96,3 +102,14 @@ def test_a_notebook_shows_a_figure_once_with_its_caption_below(monkeypatch):
     assert data == {}, "the cell's own value is not shown a second time"
     picture, words = seen
     assert "image/png" in picture and words.data == "*Figure.* Found."
+
+
+def test_a_caption_is_the_description_of_its_picture():
+    """Falls: that a reader who hears a page is told what each of its figures shows."""
+    describe = runpy.run_path(str(EXTENSION))["describe"]
+    page = new_document("page")
+    for start in ("Figure.", "Another."):
+        words = nodes.paragraph("", "", nodes.emphasis("", start), nodes.Text(" Found."))
+        page += [nodes.image(uri="a.svg"), words]
+    describe(None, page, "page")
+    assert [image.get("alt") for image in page.findall(nodes.image)] == ["Found.", None]
