@@ -12,7 +12,7 @@ from dsnb.checks import BadInput
 from dsnb.pages.notebook import spell
 
 REPOSITORY = record.HOME.parent
-PAGE_BYTES = 1_500_000
+PAGE_BYTES = 2_000_000
 
 
 def publish(root: Path) -> Path:

@@ -127,7 +127,7 @@ def _page_key(notebook: Path, parameters: dict, before: str) -> str:
 
 def _book_key(book: Path) -> str:
     files = [path for path in sorted(book.rglob("*")) if path.is_file()]
-    sources = [path for path in files if "_build" not in path.parts]
+    sources = [path for path in files if not {"_build", "__pycache__"} & set(path.parts)]
     return record.digest([[str(path.relative_to(book)), record.digest(path)] for path in sources])
 
 
