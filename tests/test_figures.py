@@ -94,7 +94,7 @@ def test_an_unsigned_map_starts_at_zero_and_its_bar_names_the_unit():
     cases = figures.plot_cases(
         {"scan": [grey], "z": [values]}, {"z": "z"}, GRID.affine, ["x"], "scan"
     )
-    np.testing.assert_allclose(cases.axes[-1].get_ylim(), (-3, 3), atol=0.02)
+    np.testing.assert_allclose(cases.axes[-1].get_xlim(), (-3, 3), atol=0.02)
 
 
 def test_names_of_a_scatter_are_apart_and_lead_to_their_points():
@@ -219,9 +219,10 @@ def test_a_grid_marks_what_was_found():
                            (2, "white_matter", 0.2))
     ])  # fmt: skip
     axes = figures.plot_grid(table, "component", "covariate", "r", "found", "r").axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.1, 0.9], [-0.4, 0.2]])
-    assert axes.images[0].get_clim() == (-1, 1)
-    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 0]])
+    squares = axes.collections[0]
+    np.testing.assert_allclose(squares.get_array(), [[0.1, 0.9], [-0.4, 0.2]])
+    assert squares.get_clim() == (-1, 1) and axes.yaxis_inverted()
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1.5, 0.5]])
     assert [t.get_text() for t in axes.get_yticklabels()] == ["age", "white matter"]
 
 

@@ -57,7 +57,7 @@ LEAKS = {
     "P07, a picture that acts": (drawn(f"<p>{HOSTILE[0]}</p>"), "cell 2: raw HTML: img onerror"),
     "P07, a script": (drawn(HOSTILE[1]), "cell 2: raw HTML: script"),
     "P07, a link": (drawn("<p title='javascript:x'>x</p>"), "cell 2: raw HTML: p javascript:x"),
-    "P07, MyST": (drawn(**{"text/markdown": HOSTILE[3]}), "cell 2: drawn as text/markdown"),
+    "P07, MyST": (drawn(**{"text/markdown": HOSTILE[3]}), "cell 2: Markdown with markup"),
     "P13, a count": (drawn(table(site=["A"], people=[2])), "cell 2: fewer than five people"),
     "P13, an age": (drawn(table(site=["A"], age=[91.0])), "cell 2: .* an age over 89"),
     "P13, words": (told("only 3 people with DS"), "cell 2: fewer than five people"),

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from dsnb import pages, record, training, vae
 from dsnb.checks import BadInput
 from dsnb.config import replace
-from dsnb.pages import footer, numerals, tolerances, trace
+from dsnb.pages import extension, numerals, tolerances, trace
 
 ORIGIN = {
     "commit": "0123456789", "dirty": False, "packages": {"torch": "2.13.0+cpu"}, "lock": "l",
@@ -205,27 +205,27 @@ def test_a_second_part_has_its_own_numbers(tmp_path):
     numbers["provenance"] |= {"chain": {"raw": "other"}, "commit": "fedcba9876"}
     (book / "results/real/03_vae.json").write_text(json.dumps(numbers))
     assert refusal(book, notebooks) == ""
-    assert "commit fedcba9" in footer.describe(book, "real/03_vae")
+    assert "commit fedcba9" in extension.describe(book, "real/03_vae")
 
 
 def test_footers_say_what_made_a_page_and_nothing_where_nothing_did(tmp_path):
     """Falls: that every page says data, preset, commit, digest, time and machine class."""
     book, _, _ = whole_book(tmp_path)
-    line = footer.describe(book, "executed/03_vae")
+    line = extension.describe(book, "executed/03_vae")
     digest = record.digest(book / "results/03_vae.json")[:8]
     wanted = ("data toy", "preset small", "commit 0123456", f"results {digest}", "threads 2",
               "2026-01-01T00:00Z", "machine toy, 2 cores, 8 GB")  # fmt: skip
     assert all(word in line for word in wanted)
-    assert footer.describe(book, "index") == (
+    assert extension.describe(book, "index") == (
         "Numbers on this page come from 03_vae (commit 0123456)."
     )
     (book / "glossary.md").write_text("No number.\n")
-    assert footer.describe(book, "glossary") == ""
+    assert extension.describe(book, "glossary") == ""
     context = {"body": "<p>x</p>"}
-    footer.append(SimpleNamespace(srcdir=str(book)), "executed/03_vae", "", context, None)
+    extension.append(SimpleNamespace(srcdir=str(book)), "executed/03_vae", "", context, None)
     assert context["body"].startswith("<p>x</p><p class") and "preset small" in context["body"]
     alter(book / "results/03_vae.json", lambda r: r["provenance"].update(dirty=True))
-    assert "no commit holds" in footer.describe(book, "executed/03_vae")
+    assert "no commit holds" in extension.describe(book, "executed/03_vae")
 
 
 def make(root, name, parents=(), settings=None):

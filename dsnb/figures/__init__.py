@@ -1,5 +1,6 @@
 """Tables and maps to figures; models are unknown here."""
 
+from dsnb.figures.captions import caption
 from dsnb.figures.charts import (
     plot_bars,
     plot_curves,

@@ -7,11 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsnb.figures.slices import open_figure
+from dsnb.figures import captions
+from dsnb.figures.captions import caption
+from dsnb.figures.slices import WIDTH, open_figure
 
 # Okabe and Ito's palette; the two groups keep their colours on every page.
 COLOURS = {"euploid": "#0072B2", "DS": "#D55E00"}
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A", "#000000")
+MARKS = "os^Dv<>P"  # a series is told by its mark, too
+LINES = ("-", "--", "-.", ":")
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
@@ -19,15 +23,16 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
-def _open_chart(width: float, height: float) -> Figure:
-    """Open a figure (inches) that makes room for the labels of its axes."""
-    figure = open_figure(width, height)
+def _open_chart(height: float) -> Figure:
+    """Open a figure (inches) of the one width that makes room for the labels of its axes."""
+    figure = open_figure(WIDTH, height)
     figure.set_layout_engine("constrained", w_pad=0.08)
     return figure
 
 
 def _plain_axes(axes: Axes, x_label: str, y_label: str):
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -53,7 +58,7 @@ def plot_bars(
     A missing value is written as "not computed"; a missing interval is left out.
     """
     table = pd.DataFrame(table).reset_index(drop=True)
-    axes = (figure := _open_chart(6.2, 0.9 + 0.32 * len(table))).subplots()
+    axes = (figure := _open_chart(0.9 + 0.32 * len(table))).subplots()
     for place, row in table.iterrows():
         if pd.isna(row[value]):
             style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
@@ -69,7 +74,7 @@ def plot_bars(
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     _plain_axes(axes, unit, "")
-    return figure
+    return caption(figure, captions.tell_bars(table, value, low, high, label, unit, reference))
 
 
 def _name_points(
@@ -92,7 +97,7 @@ def plot_scatter(
     x: Sequence[float], y: Sequence[float], labels: Sequence[str], x_label: str, y_label: str
 ) -> Figure:
     """Show points beside the identity line, their names in a column at either side."""
-    axes = (figure := _open_chart(6.2, 4.6)).subplots()
+    axes = (figure := _open_chart(4.6)).subplots()
     x, y = (np.asarray(values, float) for values in (x, y))
     ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
     ends += np.array([-0.1, 0.1]) * np.ptp(ends)
@@ -104,7 +109,7 @@ def plot_scatter(
     axes.set_title("dashed: identity", fontsize=8, color="grey", loc="right")
     axes.grid(alpha=0.3)
     _plain_axes(axes, x_label, y_label)
-    return figure
+    return caption(figure, captions.tell_scatter(x, y, x_label, y_label))
 
 
 def plot_training(
@@ -114,46 +119,50 @@ def plot_training(
 
     Steps without a value are left out.
     """
-    figure = _open_chart(8.0, 3.0)
+    figure = _open_chart(3.0)
     losses, scores = figure.subplots(1, 2)
-    for name, colour in _colours(list(terms)).items():
-        losses.plot(*stats[[seen, name]].dropna().to_numpy().T, color=colour, lw=1.2, label=name)
+    for (name, colour), line in zip(_colours(list(terms)).items(), LINES * 4):
+        known = stats[[seen, name]].dropna().to_numpy().T
+        losses.plot(*known, line, color=colour, lw=1.2, label=name)
     losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=8)
     known = stats[[seen, validation]].dropna()
     scores.plot(*known.to_numpy().T, "o-", color=COLOURS["euploid"], ms=3, lw=1.2)
     _plain_axes(losses, "volumes seen", "loss term, weighted")
     _plain_axes(scores, "volumes seen", unit)
-    return figure
+    known = {"validation": known.assign(low=np.nan, high=np.nan)}
+    words = captions.tell_curves(known, seen, validation, ("volumes seen", unit))
+    return caption(figure, words)
 
 
 def plot_spectrum(per_mm: np.ndarray, power: dict[str, np.ndarray]) -> Figure:
     """Show radial power spectra {name: (F,)} over spatial frequency (cycles per mm)."""
-    axes = (figure := _open_chart(5.2, 3.4)).subplots()
-    for name, colour in _colours(list(power)).items():
-        axes.loglog(per_mm, power[name], color=colour, lw=1.5, label=name)
+    axes = (figure := _open_chart(3.4)).subplots()
+    for (name, colour), line in zip(_colours(list(power)).items(), LINES * 4):
+        axes.loglog(per_mm, power[name], line, color=colour, lw=1.5, label=name)
     axes.legend(frameon=False, fontsize=8)
     _plain_axes(axes, "spatial frequency (cycles per mm)", "mean power")
-    return figure
+    return caption(figure, captions.tell_ends(power, per_mm))
 
 
 def plot_curves(
     curves: dict[str, pd.DataFrame], x: str, y: str, x_label: str, y_label: str
 ) -> Figure:
     """Show one curve a table {name: columns x, y, low, high}, with its interval as a band."""
-    axes = (figure := _open_chart(5.2, 3.4)).subplots()
-    for (name, colour), table in zip(_colours(list(curves)).items(), curves.values()):
+    axes = (figure := _open_chart(3.4)).subplots()
+    named = zip(_colours(list(curves)).items(), curves.values(), MARKS * 4)
+    for (name, colour), table, mark in named:
         axes.fill_between(table[x], table["low"], table["high"], color=colour, alpha=0.2, lw=0)
-        axes.plot(table[x], table[y], "o-", color=colour, ms=3, lw=1.5, label=name)
+        axes.plot(table[x], table[y], f"{mark}-", color=colour, ms=4, lw=1.5, label=name)
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     _plain_axes(axes, x_label, y_label)
-    return figure
+    return caption(figure, captions.tell_curves(curves, x, y, (x_label, y_label)))
 
 
 def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     """Show every value of each group {name: (N,)}, its median and quartiles."""
-    axes = (figure := _open_chart(1.2 + 1.1 * len(groups), 3.2)).subplots()
+    axes = (figure := _open_chart(3.2)).subplots()
     jitter = np.random.default_rng(0)
     for place, (name, colour) in enumerate(_colours(list(groups)).items()):
         values = np.asarray(groups[name], float)
@@ -165,46 +174,52 @@ def plot_distribution(groups: dict[str, np.ndarray], unit: str) -> Figure:
     names = [f"{name}\nn = {len(values)}" for name, values in groups.items()]
     axes.set_xticks(range(len(groups)), names, fontsize=8)
     _plain_axes(axes, "", unit)
-    return figure
+    return caption(figure, captions.tell_groups(groups, unit))
 
 
 def plot_embedding(scores: np.ndarray, groups: Sequence[str], variance: Sequence[float]) -> Figure:
     """Show the first two of `scores` (N, K) by group; `variance` holds explained shares (0..1)."""
-    axes = (figure := _open_chart(4.8, 4.0)).subplots()
+    axes = (figure := _open_chart(4.0)).subplots()
     groups = np.asarray(groups, str)
-    for (name, colour), mark in zip(_colours(list(dict.fromkeys(groups))).items(), "os^Dv<>P" * 4):
+    for (name, colour), mark in zip(_colours(list(dict.fromkeys(groups))).items(), MARKS * 4):
         rows = groups == name
         axes.plot(*scores[rows, :2].T, mark, color=colour, ms=4, alpha=0.6, mew=0,
                   label=f"{name} (n = {rows.sum()})")  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     names = (f"component {k} ({100 * share:.0f} %)" for k, share in enumerate(variance, start=1))
     _plain_axes(axes, *names)
-    return figure
+    told = captions.tell_groups({n: scores[groups == n, 0] for n in dict.fromkeys(groups)}, "first")
+    share = f"Two components hold {100 * sum(variance[:2]):.0f} % of the variance; {told}"
+    return caption(figure, share)
 
 
 def plot_grid(table: pd.DataFrame, x: str, y: str, value: str, marked: str, unit: str) -> Figure:
     """Show -1..1 of every pair of `x` and `y` as a coloured square; a dot where `marked` holds."""
     values = table.pivot(index=y, columns=x, values=value)
     values = values.loc[table[y].unique(), table[x].unique()]
-    figure = _open_chart(2.4 + 0.42 * values.shape[1], 1.2 + 0.22 * values.shape[0])
+    figure = _open_chart(1.2 + 0.22 * values.shape[0])
     axes = figure.subplots()
-    shown = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    shown = axes.pcolormesh(values, cmap="RdBu_r", vmin=-1, vmax=1)  # vectors, unlike an image
+    axes.invert_yaxis()
     found = table[table[marked]]
-    axes.plot(values.columns.get_indexer(found[x]), values.index.get_indexer(found[y]), "k.", ms=4)
-    axes.set_xticks(range(values.shape[1]), values.columns, fontsize=8)
-    axes.set_yticks(range(values.shape[0]), [str(n).replace("_", " ") for n in values.index],
-                    fontsize=8)  # fmt: skip
+    places = values.columns.get_indexer(found[x]), values.index.get_indexer(found[y])
+    axes.plot(*np.add(places, 0.5), "k.", ms=4)
+    axes.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns, fontsize=8)
+    rows = [str(name).replace("_", " ") for name in values.index]
+    axes.set_yticks(np.arange(values.shape[0]) + 0.5, rows, fontsize=8)
     axes.set_xlabel(x)
     figure.colorbar(shown, label=unit)
-    return figure
+    top = table.loc[table[value].abs().idxmax()]
+    strongest = f"{str(top[y]).replace('_', ' ')} with {x} {top[x]} ({top[value]:.2f})"
+    return caption(figure, f"{len(found)} of {len(table)} marked; strongest {strongest}.")
 
 
 def plot_series(table: pd.DataFrame, value: str, row: str, series: str, unit: str) -> Figure:
     """Show one value a `row` and `series`, with `value`_low and _high, side by side in a row."""
     rows, names = table[row].unique(), table[series].unique()
-    axes = (figure := _open_chart(6.4, 1.2 + 0.3 * len(rows))).subplots()
+    axes = (figure := _open_chart(1.2 + 0.3 * len(rows))).subplots()
     shifts = np.linspace(-0.25, 0.25, len(names)) if len(names) > 1 else [0]
-    for (name, colour), shift, mark in zip(_colours(list(names)).items(), shifts, "os^Dv<>P" * 4):
+    for (name, colour), shift, mark in zip(_colours(list(names)).items(), shifts, MARKS * 4):
         part = table[table[series] == name].set_index(row).loc[rows]
         places = np.arange(len(rows)) + shift
         axes.hlines(places, part[f"{value}_low"], part[f"{value}_high"], color=colour, lw=1.5)
@@ -215,4 +230,6 @@ def plot_series(table: pd.DataFrame, value: str, row: str, series: str, unit: st
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     _plain_axes(axes, unit, "")
-    return figure
+    every = table.assign(at=table[row].astype(str).str.replace("_", " ") + ", " + table[series])
+    how = f"{value}_low", f"{value}_high", "at", unit, ("zero", 0.0)
+    return caption(figure, captions.tell_bars(every, value, *how))

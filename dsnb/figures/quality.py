@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dsnb import bids, dataset, record, space
+from dsnb.figures.captions import caption
 from dsnb.figures.slices import POINT, as_image, draw, mark, open_figure, place, save_figure
 from dsnb.space import Grid
 from dsnb.volumes import prepared_path
@@ -49,7 +50,9 @@ def plot_sheet(volumes: np.ndarray, table: pd.DataFrame, grid: Grid, named: bool
         title = named * f"{entry['participant_id']}: " + entry["flag"]
         how = {"display_mode": "y", "cut_coords": POINT[1:2], "figure": figure, "axes": axes}
         _draw_scan(volumes[row], grid, title, **how)
-    return figure
+    flags = worst["flag"].value_counts()
+    told = "; ".join(f"{flag}: {count}" for flag, count in flags.items())
+    return caption(figure, f"The {len(worst)} most doubtful scans by what was flagged: {told}.")
 
 
 def save_checks(root: Path, grid: Grid) -> None:

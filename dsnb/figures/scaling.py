@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from dsnb.figures.charts import COLOURS, OTHERS, _open_chart, _plain_axes
+from dsnb.figures.captions import caption
+from dsnb.figures.charts import COLOURS, MARKS, OTHERS, _open_chart, _plain_axes
 
 PARTS = {
     "load_ms": "load", "forward_ms": "forward", "backward_ms": "backward",
     "sum_ms": "sum of gradients", "rest_ms": "clip and agree", "update_ms": "update",
 }  # fmt: skip
 SERIES = (COLOURS["euploid"], COLOURS["DS"], *OTHERS)
-MARKS = "os^Dv<>P"
 
 
 def _title(axes: Axes, text: str) -> None:
@@ -29,7 +29,7 @@ def _plain_powers(axes: Axes, places: np.ndarray) -> None:
 
 def plot_steps(efficiency: pd.DataFrame, split: pd.DataFrame, titles: tuple[str, str]) -> Figure:
     """Show efficiency (kind, efficiency, low, high), and milliseconds of a step by part."""
-    figure = _open_chart(8.4, 2.8)
+    figure = _open_chart(2.8)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     for place, row in enumerate(efficiency.to_dict("records")):
         left.plot([row["low"], row["high"]], [place, place], color=COLOURS["euploid"], lw=2)
@@ -48,9 +48,7 @@ def plot_steps(efficiency: pd.DataFrame, split: pd.DataFrame, titles: tuple[str,
     right.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     _plain_axes(right, "milliseconds of a step, same global batch", "")
-    _title(left, titles[0])
-    _title(right, titles[1])
-    return figure
+    return caption(figure, "; ".join(titles))
 
 
 def plot_parity(gaps: pd.DataFrame, bar: float, title: str) -> Figure:
@@ -58,7 +56,7 @@ def plot_parity(gaps: pd.DataFrame, bar: float, title: str) -> Figure:
 
     Losses that are equal to the bit are drawn at the lower edge.
     """
-    axes = (figure := _open_chart(6.4, 3.0)).subplots()
+    axes = (figure := _open_chart(3.0)).subplots()
     floor = gaps[gaps > 0].min().min() / 3 if (gaps > 0).any().any() else bar / 1e4
     for (name, values), colour, mark in zip(gaps.items(), SERIES, MARKS):
         axes.plot(gaps.index, values.clip(lower=floor), mark, color=colour, ms=4, label=name)
@@ -72,13 +70,12 @@ def plot_parity(gaps: pd.DataFrame, bar: float, title: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain_axes(axes, "step", "relative difference of the loss")
-    _title(axes, title)
-    return figure
+    return caption(figure, title)
 
 
 def plot_targets(table: pd.DataFrame, measures: dict[str, str], title: str) -> Figure:
     """Show a panel a measure {column: label with unit} by global batch: seeds, and their mean."""
-    figure = _open_chart(3.0 * len(measures), 2.9)
+    figure = _open_chart(2.9)
     for axes, (name, label) in zip(figure.subplots(1, len(measures), squeeze=False)[0],
                                    measures.items()):  # fmt: skip
         axes.plot(table["batch"], table[name], "o", color=COLOURS["euploid"], ms=4, alpha=0.6)
@@ -88,8 +85,7 @@ def plot_targets(table: pd.DataFrame, measures: dict[str, str], title: str) -> F
         axes.set_ylim(0)
         axes.grid(alpha=0.3)
         _plain_axes(axes, "global batch (volumes)", label)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return figure
+    return caption(figure, title)
 
 
 def plot_model(table: pd.DataFrame, measures: dict[str, str], band: float, title: str) -> Figure:
@@ -97,7 +93,7 @@ def plot_model(table: pd.DataFrame, measures: dict[str, str], band: float, title
 
     `table` has `PREFIX_s` and `PREFIX_predicted_s`, ranks (`world`), and whether `held_out`.
     """
-    figure = _open_chart(4.3 * len(measures), 3.9)
+    figure = _open_chart(3.9)
     for axes, (name, label) in zip(figure.subplots(1, len(measures), squeeze=False)[0],
                                    measures.items()):  # fmt: skip
         values = table[[f"{name}_s", f"{name}_predicted_s"]].to_numpy()
@@ -116,13 +112,12 @@ def plot_model(table: pd.DataFrame, measures: dict[str, str], band: float, title
             axis.set_minor_formatter(NullFormatter())
         _plain_axes(axes, f"{label}, measured (s)", "predicted (s)")
     axes.legend(frameon=False, fontsize=7, loc="lower right")
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return figure
+    return caption(figure, title)
 
 
 def plot_ranks(table: pd.DataFrame, title: str) -> Figure:
     """Show seconds to sum gradients by ranks: measured marks, the model's dashed lines."""
-    axes = (figure := _open_chart(6.4, 3.4)).subplots()
+    axes = (figure := _open_chart(3.4)).subplots()
     series = table.groupby(["gradient_mib", "gigabits"])
     for ((size, rate), part), colour, mark in zip(series, SERIES, MARKS):
         part, label = part.sort_values("world"), f"{size:.1f} MiB, {rate:g} Gb/s"
@@ -135,8 +130,7 @@ def plot_ranks(table: pd.DataFrame, title: str) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     _plain_axes(axes, "emulated ranks", "seconds to sum the gradients")
-    _title(axes, title)
-    return figure
+    return caption(figure, title)
 
 
 def plot_projection(
@@ -147,7 +141,7 @@ def plot_projection(
     Both have preset, kind and `value`; `projected` has gpus and status, `measured` world.
     """
     presets = list(projected["preset"].unique())
-    figure = _open_chart(4.2 * len(presets), 3.4)
+    figure = _open_chart(3.4)
     row = figure.subplots(1, len(presets), squeeze=False, sharey=value == "efficiency")[0]
     for axes, preset in zip(row, presets):
         some = projected[projected["preset"] == preset]
@@ -170,5 +164,4 @@ def plot_projection(
         axes.legend(frameon=False, fontsize=7)
         _plain_axes(axes, "GPUs, 4 a node", unit)
         _title(axes, preset)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return figure
+    return caption(figure, title)

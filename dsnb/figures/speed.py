@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from dsnb.figures.charts import COLOURS, OTHERS, _plain_axes, _spread
-from dsnb.figures.slices import open_figure
+from dsnb.figures.captions import caption, tell_curves, tell_extremes
+from dsnb.figures.charts import COLOURS, OTHERS, _open_chart, _plain_axes, _spread
 
 # One colour and mark an entrant, so that none is told by its colour alone.
 STYLES = tuple(zip((COLOURS["euploid"], COLOURS["DS"], *OTHERS[:4]), "os^Dv<"))
@@ -18,7 +18,7 @@ def plot_speed(curves: pd.DataFrame, lines: dict[str, float], names: dict[str, s
     `curves` has entrant, cpu_s, mean, low, high; `lines` are levels that take no training, such
     as the noise floor; `names` spells entrants and lines.
     """
-    axes = (figure := open_figure(7.2, 4.2)).subplots()
+    axes = (figure := _open_chart(4.2)).subplots()
     ends = []  # (CPU-seconds or none, dB, name, colour) of the labels
     for (name, table), (colour, mark) in zip(curves.groupby("entrant", sort=False), STYLES):
         axes.fill_between(table["cpu_s"], table["low"], table["high"], color=colour, alpha=0.2)
@@ -37,7 +37,9 @@ def plot_speed(curves: pd.DataFrame, lines: dict[str, float], names: dict[str, s
     for (level, name, colour), place in zip(ends, _spread([e[0] for e in ends], (high - low) / 22)):
         text = f"{name} ({level:.1f})"
         axes.text(1.02, place, text, color=colour, **style)
-    return figure
+    named = {names.get(name, name): part for name, part in curves.groupby("entrant", sort=False)}
+    words = tell_curves(named, "cpu_s", "mean", ("CPU-seconds", "PSNR on unseen people (dB)"))
+    return caption(figure, words)
 
 
 def plot_dots(
@@ -48,7 +50,7 @@ def plot_dots(
     `table` has variants as its index and, for each measure, a column and its `_sd`; `wanted`
     marks the value that would be perfect.
     """
-    figure = open_figure(2.0 + 2.6 * len(measures), 1.0 + 0.28 * len(table))
+    figure = _open_chart(1.0 + 0.28 * len(table))
     row = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     places = np.arange(len(table))
     for axes, (name, label) in zip(row, measures.items()):
@@ -62,4 +64,4 @@ def plot_dots(
         _plain_axes(axes, label, "")
     row[0].set_yticks(places, [str(name) for name in table.index], fontsize=8)
     row[0].set_ylim(len(table) - 0.5, -0.5)
-    return figure
+    return caption(figure, tell_extremes(table, measures))

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from dsnb.figures.captions import caption
 from dsnb.figures.charts import COLOURS, _open_chart, _plain_axes
 
 GREY = "#7A7A7A"
@@ -21,7 +22,7 @@ def plot_trials(
 
     The trials that a pruner ended and the defaults (trial 0) have marks of their own.
     """
-    figure = _open_chart(max(6.2, 1.0 + 2.1 * len(settings)), 3.2)
+    figure = _open_chart(3.2)
     row = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for axes, (name, label) in zip(row, settings.items()):
         for state, (mark, colour) in STATES.items():
@@ -44,8 +45,7 @@ def plot_trials(
         _plain_axes(axes, label, "")
     row[0].set_ylabel(unit)
     row[-1].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9, x=0.02, ha="left")
-    return figure
+    return caption(figure, title)
 
 
 def plot_forest(table: pd.DataFrame, measures: dict[str, str], title: str) -> Figure:
@@ -63,7 +63,7 @@ def plot_forest(table: pd.DataFrame, measures: dict[str, str], title: str) -> Fi
             places[grid, variant] = place
             labels.append(variant.replace("_", " "))
         place += 1.4
-    figure = _open_chart(2.6 + 2.2 * len(measures), 1.2 + 0.19 * place)
+    figure = _open_chart(1.2 + 0.19 * place)
     row = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axes, (name, label) in zip(row, measures.items()):
         for one in table[table["measure"] == name].to_dict("records"):
@@ -83,5 +83,4 @@ def plot_forest(table: pd.DataFrame, measures: dict[str, str], title: str) -> Fi
     for at, grid in heads:
         row[0].text(0.02, at, grid, transform=row[0].get_yaxis_transform(), fontsize=8,
                     fontweight="bold", va="center")  # fmt: skip
-    figure.suptitle(title, fontsize=9, x=0.02, ha="left")
-    return figure
+    return caption(figure, title)

@@ -12,4 +12,5 @@ from dsnb.pages.notebook import (
     spell,
 )
 from dsnb.pages.runner import run_study
+from dsnb.pages.shown import render, show_figure
 from dsnb.pages.tolerances import moved, tell_moved

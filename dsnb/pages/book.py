@@ -14,7 +14,7 @@ from dsnb.pages.notebook import spell
 
 REPOSITORY = record.HOME.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
-PAGE_BYTES = 1_500_000
+PAGE_BYTES = 2_000_000
 # What a study makes, and where the two studies that the book shows have it.
 MADE = {"pages": "*.ipynb", "results": "*.json", "figures": "*.png"}
 PHANTOM = ("executed", "results", "figures")

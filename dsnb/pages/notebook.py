@@ -13,6 +13,7 @@ from dsnb import record
 from dsnb.checks import BadInput
 from dsnb.config import Study, load_study
 from dsnb.pages.findings import glued, tell
+from dsnb.pages.shown import show_captions
 from dsnb.pages.wording import spell
 from dsnb.record.classes import FEWEST
 
@@ -35,6 +36,7 @@ def open_notebook(names: dict) -> tuple[Study, Path, Path | None]:
         if not isinstance(names.get(name), kind):
             fix = f"pass text, for example -r {name} TEXT"
             raise BadInput("E-PARAM", "notebook", name, names.get(name), "text", fix)
+    show_captions()
     found = open_study(names["preset"], names["data_root"], names["raw"])
     if "get_ipython" in names:
         _hide_few(found[1], names["get_ipython"]().display_formatter.formatters)

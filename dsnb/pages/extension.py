@@ -1,18 +1,29 @@
-"""A Sphinx extension: under every page of the book, what made its numbers."""
+"""A Sphinx extension: under every page what made its numbers, and figures described in words."""
 
 import json
 from collections import defaultdict
 from html import escape
 from pathlib import Path
 
+from docutils import nodes
+
 from dsnb import record
 from dsnb.pages import trace
 
 
 def setup(app: object) -> dict:
-    """Register the footer with an application of Sphinx."""
+    """Join the build of the book, an application of Sphinx."""
     app.connect("html-page-context", append)
+    app.connect("doctree-resolved", caption)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def caption(_app: object, doctree: nodes.document, _name: str) -> None:
+    """Give each image that a paragraph `Figure. ...` follows its text, for who hears the page."""
+    for image in doctree.findall(nodes.image):
+        below = image.next_node(descend=False, siblings=True)
+        if isinstance(below, nodes.paragraph) and below.astext().startswith("Figure. "):
+            image["alt"] = below.astext().removeprefix("Figure. ")
 
 
 def append(app: object, name: str, _template: str, context: dict, _tree: object) -> None:
