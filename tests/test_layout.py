@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dsnb import record
+from dsnb.pages.trace import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -90,10 +91,12 @@ def test_stages_have_one_number_and_noun_everywhere():
     """The claim that a stage is the same name in notebook, book and results would fall."""
     contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
     files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    pages = [name.removeprefix("executed/") for name in files if name.startswith("executed/")]
-    assert pages == list(record.STAGES)
+    for folder in PARTS:
+        pages = [name for name in files if name.startswith(f"{folder}/")]
+        assert pages == [f"{folder}/{stage}" for stage in record.STAGES]
     assert [path.stem for path in NOTEBOOKS] == list(record.STAGES)
-    for name in set(files) - {f"executed/{page}" for page in pages} | {contents["root"]}:
+    texts = {name for name in files if name.split("/")[0] not in PARTS}
+    for name in texts | {contents["root"]}:
         assert (ROOT / "book" / f"{name}.md").is_file(), f"book/{name}.md is missing"
 
 

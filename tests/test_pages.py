@@ -88,6 +88,8 @@ def test_a_study_is_published_where_it_belongs(preset, data, place, tmp_path, mo
     for name in ("executed", "real", "results/real"):
         (tmp_path / "book" / name).mkdir(parents=True)
     (tmp_path / "README.md").write_text("")
+    figure = "```{figure} figures/anomaly.png\n:width: 100%\n```\n"
+    (tmp_path / "book/index.md").write_text(f"# Title\n{figure}Text.\n")
     root = tmp_path / "root"
     record.open_root(str(root), preset, data, True)
     for kind, name in (("pages", "01_cohort.ipynb"), ("results", "01_cohort.json")):
@@ -96,6 +98,8 @@ def test_a_study_is_published_where_it_belongs(preset, data, place, tmp_path, mo
     pages.publish(root)
     found = {path.parent for path in tmp_path.rglob("01_cohort.ipynb")} - {root / "pages"}
     assert found == {tmp_path / place}
+    index = tmp_path / place.split("/executed")[0].split("/real")[0] / "index.md"
+    assert index.read_text() == "# Title\nText.\n"  # no figure was drawn
     assert bool((tmp_path / "README.md").read_text()) is (place == "book/executed")
 
 

@@ -18,6 +18,7 @@ PAGE_BYTES = 2_000_000
 # What a study makes, and where the two studies that the book shows have it.
 MADE = {"pages": "*.ipynb", "results": "*.json", "figures": "*.png"}
 PHANTOM = ("executed", "results", "figures")
+MAIN_FIGURE = re.compile(r"```\{figure\} figures/anomaly\.png\n.*?```\n", re.S)
 TRACKED = {"phantom": PHANTOM, "ds002748-2mm": ("real", "results/real", "figures/real")}
 
 
@@ -40,6 +41,9 @@ def publish(root: Path) -> Path:
         for path in sorted((root / kind).glob(pattern)):
             if not path.name.startswith("."):
                 shutil.copy2(path, book / place / path.name)
+    if not (book / "figures/anomaly.png").is_file():  # nobody of restricted data is drawn
+        index = book / "index.md"
+        record.write_text(index, MAIN_FIGURE.sub("", index.read_text()))
     if tracked and places is PHANTOM:
         readme = REPOSITORY / "README.md"
         record.write_text(readme, with_results(readme.read_text(), book / "results"))
