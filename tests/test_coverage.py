@@ -138,6 +138,7 @@ def test_page_five_is_asked_of_redrawn_people():
     values = np.array([one["05 lift"] for one in found])
     assert np.allclose(values[:, 3], truth) and abs(values[:, 1].mean() - truth) < 0.003
     assert ((values[:, 0] <= truth) & (truth <= values[:, 2])).mean() > 0.85
+    assert len({*values[:, 1]}) == 60  # no two groups are the same people
     best = max(np.mean(each[c.name]["lift"]) for c in CANDIDATES if not c.deep)
     assert found[0]["05 lift_ratio_ci"][3] == pytest.approx(truth / best)
     assert {"05 gain_ratio_ci", "05 euploids_flagged", "05 fdp_at_q05"} < {*found[0]}

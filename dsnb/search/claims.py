@@ -11,25 +11,38 @@ from scipy.stats import norm
 from dsnb import fidelity, latents
 from dsnb.anomaly import metrics
 from dsnb.anomaly.people import CANDIDATES, PRIMARY
-from dsnb.config import Maps, Study, replace
+from dsnb.config import Cohort, Maps, Study, replace
 from dsnb.fidelity import morphology, realism
 from dsnb.phantom import fields
 from dsnb.privacy import attacks
 from dsnb.search import unrendered
 from dsnb.search.unrendered import Seen
-from dsnb.space import GROUPS, STAGES, covariates
+from dsnb.space import GROUPS, REGIONS, STAGES, Grid, covariates
 from dsnb.strata import axes, crossval, permutation
 from dsnb.strata.crossval import Features
 from dsnb.strata.people import dot_products
 from dsnb.strata.progress import DEALS
 
 FAINT = 0.45  # severity of the hard arm, at which volumes reach about 0.8 balanced accuracy
-MADE = {"euploid": 100, "ds": 100, "severity": 0.8}  # synthetic people: their effects are too small
+MADE, SEVERITY = {"euploid": 100, "ds": 100}, 0.8  # synthetic people, whose effects are too small
+MISFIT = 0.03  # and wrong by as much in log volume, SD over regions; as are moves towards DS [E]
 ATTACKS = {"attack_auc_upper": 0.54, "weights_attack_auc_upper": 0.84}  # their true AUC
 OTHERS = (310, 105)  # euploids and people with DS who taught nobody, of page 08's attacks
 EUPLOIDS = 60  # test people of page 05
 DISCOVERING, FALSE = 0.2, (1, 9)  # who has discoveries; their false share, a beta variable [E]
 Found = dict[str, list]
+
+
+def misfit() -> np.ndarray:
+    """Return by how much a model's effect on log volumes (R,) is wrong, the same in all cohorts."""
+    return MISFIT * np.random.default_rng(1).standard_normal(len(REGIONS))
+
+
+def synthesise(asked: Cohort, grid: Grid) -> Seen:
+    """Draw people of the kind of the synthetic cohort."""
+    drawn = unrendered.draw(replace(asked, severity=SEVERITY), grid)
+    true = drawn.true + np.outer(drawn.ds, misfit())
+    return unrendered.see(drawn.table, true, asked.seed, grid)
 
 
 def answer(table, target, settings, features: Features, count: int, deals: int) -> np.ndarray:
@@ -121,7 +134,7 @@ def ask_directions(some: Seen, rows: dict, worlds: tuple, study: Study, seed: in
     tests = len(rows["test"])
     teach = some.take(np.r_[rows["unseen"][tests:], rows["teach"]])
     judged = some.take(np.r_[rows["unseen"][:tests], rows["test"]])
-    direction = axes.group_effect(teach.shares, teach.table)
+    direction = axes.group_effect(teach.shares, teach.table) + misfit()
     rng = np.random.default_rng([seed, 96])
     change = direction + unrendered.ERROR * rng.standard_normal((axes.MOVED, len(direction)))
     seen = axes._agree(change, axes._observe(judged.shares, judged.table, study.maps), study.maps)
@@ -141,7 +154,7 @@ def ask_fidelity(some: Seen, rows: dict, worlds: tuple, study: Study, seed: int)
     settings, rng = study.release, np.random.default_rng([seed, 95])
     real = some.take(np.r_[rows["unseen"], rows["test"]])
     taught = some.take(np.r_[rows["fit"], rows["teach"]])
-    made = unrendered.draw(replace(study.cohort, **MADE, seed=10**5 + seed), study.grid)
+    made = synthesise(replace(study.cohort, **MADE, seed=10**5 + seed), study.grid)
     numbers, _ = morphology.compare_effects(real.shape(), made.shape(), settings)
     many = [world.shape() for world in worlds]
     true = [morphology.effects(world)[morphology.EFFECTS] for world in many]

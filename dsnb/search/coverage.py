@@ -31,8 +31,8 @@ PARTS = {"directions": claims.ask_directions, "fidelity": claims.ask_fidelity,
 def populations(study: Study) -> tuple[Seen, Seen]:
     """Return very many people of the phantom, and of the kind of the synthetic cohort."""
     many = replace(study.cohort, euploid=POPULATION, ds=POPULATION, seed=10**6)
-    made = replace(many, severity=claims.MADE["severity"], seed=10**6 + 1)
-    return unrendered.draw(many, study.grid), unrendered.draw(made, study.grid)
+    made = replace(many, seed=many.seed + 1)
+    return unrendered.draw(many, study.grid), claims.synthesise(made, study.grid)
 
 
 def _draw(root: Path, study: Study, part: str, seed: int) -> claims.Found:
