@@ -68,6 +68,7 @@ ablations: $(VENV)/.installed  ## fill the ledger of speed, cost and ablations (
 	@$(LEDGER) search stages $(WHERE)
 	@$(LEDGER) search synthesis $(WHERE)
 	@$(LEDGER) search sharpness $(WHERE)
+	@$(LEDGER) search coverage $(WHERE)
 	$(if $(RAW),@$(LEDGER) bench speed $(WHERE_REAL))
 	$(if $(RAW),@$(LEDGER) search ablations $(WHERE_REAL))
 	$(if $(RAW),@$(RUN) dsnb map $(WHERE_REAL))

@@ -52,7 +52,7 @@ class Command:
     # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
     # cluster, under our launcher. `search`: none, or what the ledger is filled with: ablations,
     # grids, trials, norms, severity, shift, power, planted, hard, latents, subtypes, stages,
-    # synthesis, sharpness.
+    # synthesis, sharpness, coverage.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
     # agreement, and the sheets that readers have filled. `release`: the new folder for the
     # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
@@ -175,6 +175,7 @@ def run(command: Command) -> int:
         "search latents": lambda: search.compare_latents(root, study),
         "search subtypes": lambda: search.draw_subtypes(root, study),
         "search stages": lambda: search.stage_more(root, study),
+        "search coverage": lambda: search.draw_cohorts(root, study),
         "search synthesis": lambda: search.compare_generators(root, study),
         "search sharpness": lambda: search.compare_sharpness(root, study),
         "search shift": lambda: search.scan_sites(root, study),

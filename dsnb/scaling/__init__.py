@@ -13,6 +13,7 @@ from dsnb.scaling.findings import (
     tell_steps,
 )
 from dsnb.scaling.ledgers import (
+    read_coverage,
     read_generators,
     read_hard,
     read_latents,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from dsnb import record
 from dsnb.anomaly import metrics
@@ -9,6 +10,7 @@ from dsnb.anomaly.people import CANDIDATES, PRIMARY
 from dsnb.config import Maps
 from dsnb.scaling.tables import PRESET, read_rows
 from dsnb.search import (
+    coverage,
     deep_norms,
     hard,
     latent_kinds,
@@ -182,3 +184,38 @@ def read_subtypes(data: str) -> dict:
         return {"headline": {name: None}, "tables": tables, "reasons": {name: reason}}
     shares = [row["called"] for row in table if not subtypes.ARMS[row["arm"]]]
     return {"headline": {name: float(np.mean(shares))}, "tables": tables, "reasons": {}}
+
+
+def judge_coverage(covered: int, cohorts: int) -> dict:
+    """Return how often intervals held, the exact interval of that share, and it in words."""
+    low, high = binomtest(covered, cohorts).proportion_ci()
+    share, words = covered / cohorts, "as claimed: 93 to 97 of 100"
+    if not 0.93 <= share <= 0.97:
+        words = "too rarely" if share < 0.95 else "too often"
+        words = f"{words}, within chance" if low <= 0.95 <= high else words
+    return {"covered": covered, "cohorts": cohorts, "low": low, "high": high, "verdict": words}
+
+
+def read_coverage(data: str) -> tuple[pd.DataFrame, dict]:
+    """Return a row a page and interval: in how many cohorts it held its truth; and about the rows.
+
+    `all_cohorts` counts the mean truth of all cohorts, `below` truths under the interval. Where no
+    truth is given, it is the mean of the values.
+    """
+    rows, about = read_rows(coverage.LEDGER, coverage.CODE, data)
+    found: dict = {}
+    for one in rows["intervals"] if len(rows) else ():
+        for name, values in one.items():
+            found.setdefault(name, []).append(values)
+    table = []
+    for name, values in sorted(found.items()):
+        low, value, high, truth = np.array(values, float).T
+        truth = np.where(np.isnan(truth), value.mean(), truth)
+        page, interval = name.split(" ", 1)
+        held = (low <= truth) & (truth <= high)
+        everywhere = (low <= truth.mean()) & (truth.mean() <= high)
+        table.append({"page": page, "interval": interval, "truth": truth.mean(),
+                      "mean_value": value.mean(), **judge_coverage(int(held.sum()), len(held)),
+                      "below": int((truth < low).sum()),
+                      "all_cohorts": int(everywhere.sum())})
+    return pd.DataFrame(table), about

@@ -1,6 +1,7 @@
 """Short trials of the VAE's settings by Optuna; ablations and severities into the ledger."""
 
 from dsnb.search.ablations import ablate
+from dsnb.search.coverage import draw_cohorts
 from dsnb.search.deep_norms import compare
 from dsnb.search.folds import count_cost
 from dsnb.search.grids import fill
