@@ -172,7 +172,7 @@ def test_lengths():
     ]
     assert not wide, f"over 100 columns: {wide}"
     total = sum(map(len, lines.values()))
-    # The aim is 5,500; cohorts, engine and maps stand far above it (CHANGELOG): no line more.
+    # The aim is 5,500; what stands above it, and why, CHANGELOG says: no line more.
     assert total <= 20700, f"the package has {total} lines, more than when this was last looked at"
 
 
