@@ -24,7 +24,7 @@ ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
     "rivals", "distributed", "checkpoints", "training", "vae", "latents", "further", "norms",
     "sites", "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
-    "figures", "report", "readers", "pages", "launcher", "__main__",
+    "figures", "report", "shipped", "readers", "pages", "launcher", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.
 EARLY = {"checks": {"space"}}
