@@ -50,11 +50,11 @@ class Command:
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
     # cluster, under our launcher. `search`: none, or what the ledger is filled with: ablations,
-    # grids, trials, norms, severity, shift, power, planted, hard, latents, subtypes, stages,
-    # synthesis, sharpness.
+    # grids, trials, norms, severity, shift, recentring, power, planted, hard, latents, subtypes,
+    # stages, synthesis, sharpness.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack;
-    # agreement, and the sheets that readers have filled; or export, and the name of the norm to be
-    # written as one file. `release`: the new folder for the synthetic cohort, which is written if
+    # agreement, and the sheets that readers have filled; or export, and the .safetensors file to
+    # write its norm to. `release`: the new folder for the synthetic cohort, which is written if
     # the audit passed. `sample`: none, for the study's cohort; or a folder for further people, who
     # are not audited.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -176,6 +176,7 @@ def run(command: Command) -> int:
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
+        "search recentring": lambda: shipped.try_recentring(root, study),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
         "bench steps": lambda: scaling.bench_steps(),
@@ -200,8 +201,8 @@ def map_people(command: Command, root: Path, raw: Path | None) -> None:
         return
     names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)
     if names[0] == "export":
-        (name,) = expect(command, "export NAME", 2)[1:]
-        print(f"map: the norm lies in {shipped.export(root, command.study, name, raw)}")
+        path = Path(expect(command, "export FILE.safetensors", 2)[1]).expanduser()
+        print(f"map: the norm lies in {shipped.export(root, command.study, path, raw)}")
     elif names == ("readers",):
         print(f"map: the reader pack lies in {readers.make_pack(root, command.study)}")
     elif names[0] == "agreement":

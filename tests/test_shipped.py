@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,17 +21,19 @@ from dsnb.checks import BadInput
 from dsnb.norms import Calibration, Normative
 from dsnb.shipped import norm as files
 from dsnb.shipped import people as cohorts
-from dsnb.space import load_template
+from dsnb.sites import recentre
+from dsnb.space import GRIDS, load_template
 
 TBM = config.replace(STUDY, maps=dataclasses.replace(STUDY.maps, norm="tbm"))
 CHOICE = {"norm": "tbm", "components": 0, "fwhm_mm": 8.0, "lift": 0.2}
 VAE = config.Vae(width=8, blocks=1, channels=2)
 ABOUT = {
-    "data": "phantom", "terms": "CC0", "euploids": {"fit": 24}, "settings": "0" * 16,
+    "data": "phantom", "source": files.PHANTOM, "terms": "CC0", "euploids": {"fit": 24},
+    "settings": "0" * 16,
     "scores": {"healthy_error": {"flagged": 1, "people": 12}, "lift": None},
-    "provenance": {"commit": "no git"},
+    "made": {"commit": "no git"},
 }  # fmt: skip
-MM = "4mm"
+GUIDE = Path(__file__).resolve().parent.parent / "book" / "guides" / "trained_model.md"
 
 
 def brains(count: int, seed: int) -> np.ndarray:
@@ -47,8 +51,7 @@ def brains(count: int, seed: int) -> np.ndarray:
 def home(tmp_path_factory) -> SimpleNamespace:
     """Return a fitted norm, its VAE, and the file written of both."""
     source = make_source()
-    source.study, source.volumes = TBM, brains(len(source.table), 0)
-    source.log_jacobian = files.rivals.register_volumes(source.volumes, source.template, TBM)
+    source.study = TBM
     norm = tuning.fit_chosen(source, [CHOICE])["tbm"]
     reference, model = maps.calibrate(norm), vae.build(VAE, load_template(GRID).t1w)
     with torch.no_grad():
@@ -103,13 +106,17 @@ def test_a_norm_travels_whole(home):
         own.calibration == Calibration(**record.plain(dataclasses.asdict(known.calibration)))
         and own.people == known.people
     )
-    found = shipped.score(norm, home.source.volumes[rows], table)
+    drawn = brains(2, 3)
+    found = shipped.score(norm, drawn, table[:2])
+    fields = files.rivals.register_volumes(drawn, home.source.template, TBM)
+    home.source.log_jacobian[rows[:2]] = fields
+    z = known.norm.z(home.source.people(rows[:2]))
     np.testing.assert_allclose(found[0][:, BRAIN], z, atol=5e-3)
     assert (found[1][:, ~BRAIN] == 1).all() and (found[0][:, ~BRAIN] == 0).all()
     np.testing.assert_allclose(found[2][:, BRAIN], known.calibration.q(z), atol=0.02)
     some = home.source.volumes[rows[:2]]
     np.testing.assert_allclose(vae.reconstruct(norm.vae, some), vae.reconstruct(home.vae, some),
-                               atol=2e-3)  # fmt: skip
+                               atol=0.01)  # fmt: skip
     assert norm.latent["std"].tolist() == [1, 1] and norm.name == "clinic"
     card = files.card(home.path, norm.about)
     assert "| terms | CC0 |" in card and "1 of 12 test euploids" in card and "McGill" in card
@@ -149,7 +156,7 @@ def test_a_spoilt_norm_is_refused(home, tmp_path):
 def test_a_norm_of_another_grid_or_brain_is_refused(home, tmp_path):
     """Falls: that voxel i of a norm and of a person are one place."""
     for key, value in (("voxel_mm", 4.5), ("shape", [40, 48, 48]), ("brain", "0" * 16)):
-        path = rewrite(home, tmp_path, lambda arrays, about: about.update({key: value}))
+        path = rewrite(home, tmp_path, lambda _, about, new={key: value}: about.update(new))
         with pytest.raises(BadInput, match="E-GRID"):
             shipped.load(path)
     small = config.load_study("small")
@@ -215,6 +222,13 @@ def test_leaving_out_is_what_makes_them_comparable():
     z = [shipped.recentre_for(normative, k, about, known[:1], about[:1])[1] for k in (known, far)]
     ratio = np.abs(z[1][0]) / np.abs(z[1][1:]).max(0)
     assert (ratio > 4.9).all()  # its own mean does not hold it
+    moved, z = shipped.recentre_for(normative, known, about, known[:1] + 1, about[:1] + 0.3)
+    values, ages = np.vstack([known, known[:1] + 1]), np.vstack([about, about[:1] + 0.3])
+    plain = [recentre(normative, *(np.delete(part, row, 0) for part in (values, ages)))
+             .z(values[[row]], ages[[row]])[0] for row in range(7)]  # fmt: skip
+    scale = plain[0] / z[0]
+    np.testing.assert_allclose(z * scale, plain[:-1], rtol=1e-4)
+    np.testing.assert_allclose(moved.z(values[-1:], ages[-1:])[0] * scale, plain[-1], rtol=1e-4)
 
 
 def test_lists_of_euploids_are_refused_in_a_sentence(root, home, tmp_path):
@@ -310,10 +324,10 @@ def finished(home, tmp_path, monkeypatch):
 
 def test_a_finished_study_exports_its_norm_and_card(finished, home):
     """Falls: that a shipped norm names its people, terms, scores and origin."""
-    path = shipped.export(finished, TBM, "mine")
+    path = shipped.export(finished, TBM, finished / "mine")
     norm, card = shipped.load(str(path)), path.with_suffix(".md").read_text()
     assert norm.about["terms"] == files.gate.PHANTOM_TERMS and norm.about["euploids"]["scale"] == 16
-    assert set(norm.about["provenance"]["parents"]) == {"maps"} and norm.about["settings"]
+    assert set(norm.about["keys"]) == {"maps"} and norm.about["settings"]
     assert "| healthy error seen | 2 of 12 test euploids |" in card
     assert "0.200 [0.100, 0.300]" in card and norm.about["digest"] in card
     people = home.source.people(home.source.rows("euploid", "test"))
@@ -331,5 +345,44 @@ def test_restricted_people_and_norms_that_do_not_fit_stay(finished):
     record.write_json(finished / "study.json", {"preset": "smoke", "data": "clinic",
                                                 "people_may_be_shown": False})  # fmt: skip
     with pytest.raises(BadInput, match="E-LICENCE.*restricted \\(clinic\\).*dsnb release"):
-        shipped.export(finished, TBM, "mine")
-    assert not (finished / "norms").exists()
+        shipped.export(finished, TBM, finished / "mine")
+    assert not [*finished.glob("mine*")]
+
+
+# What is shipped, and its guide
+
+
+@pytest.mark.parametrize("path", sorted(files.FOLDER.glob("*.safetensors")), ids=lambda p: p.stem)
+def test_what_is_shipped_is_small_whole_and_has_its_card(path):
+    """Falls: that the files of the package load, and their cards are theirs, terms and all."""
+    norm = shipped.load(path.stem)
+    assert path.stat().st_size < 4e6
+    assert path.with_suffix(".md").read_text() == files.card(path, norm.about)
+    assert norm.about["terms"].startswith("CC0") and not norm.about["made"]["dirty"]
+
+
+def test_the_guides_lines_run(tmp_path, monkeypatch, capsys):
+    """Falls: "ten lines": that the guide's code runs as it is printed, on prepared people."""
+    code = re.search(r"```python\n(.*?)```", GUIDE.read_text(), re.S)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    brain = shipped.load("phantom-small").vae.mean_volume[0, 0].numpy()
+    root, table = tmp_path / "RESULTS", pd.DataFrame({"participant_id": ["sub-1", "sub-2"]})
+    product = record.begin(root, "prepared", "prepare", {}, (), ("space",))
+    swollen = files.rivals.warp(brain, np.stack([0.1 * GRIDS["small"].coordinates_mm()[0]] * 3), 3)
+    np.save(product.folder / "volumes.npy", np.stack([brain, swollen]).astype(np.float16))
+    bids.write_table(product.folder / "participants.tsv", table.assign(age=40.0, sex=["F", "M"]))
+    product.finish()
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert found["z"].shape == (2, *brain.shape) and found["redrawn"].shape == found["z"].shape
+    assert np.abs(found["z"][1]).max() > np.abs(found["z"][0]).max()
+    assert "CC0" in capsys.readouterr().out and found["table"]["flagged"].dtype == bool
+
+
+def test_the_guide_knows_every_code():
+    """Falls: that a user of a trained norm finds every refusal in the book."""
+    code = "".join(path.read_text() for path in files.FOLDER.parent.glob("*.py"))
+    text = GUIDE.read_text()
+    assert not {name for name in re.findall(r'"(E-[A-Z]+)"', code) if f"`{name}`" not in text}
+    assert all(f"`{name}`" in text for name in shipped.known_names())

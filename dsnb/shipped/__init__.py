@@ -2,3 +2,4 @@
 
 from dsnb.shipped.norm import Shipped, export, known_names, load, score
 from dsnb.shipped.people import apply, recentre_for
+from dsnb.shipped.trial import try_recentring

@@ -35,16 +35,17 @@ PARENTS = ("prepared", "runs/vae", "deformation", "maps")
 FITS = ("tbm", "regions")
 SINGLE = ("template", "normative.sd", "known", "bounds")  # float16 of these would move a z
 SEXES = ("F", "M")
+PHANTOM = "the digital phantom of dsnb: brains drawn from one template, nobody's scan"
 NOTICE = """
-The ICBM152 2009a template, as nilearn bundles it: Copyright (C) 1993-2009 Louis Collins, McConnell
-Brain Imaging Centre, Montreal Neurological Institute, McGill University. Permission to use, copy,
-modify, and distribute it for any purpose and without fee is granted, provided that this notice
-appears in all copies; it is provided "as is", without express or implied warranty.
+The anatomy is that of the ICBM152 2009a template, as nilearn bundles it: Copyright (C) 1993-2009
+Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University.
+Permission to use, copy, modify, and distribute it for any purpose and without fee is granted,
+provided that this notice appears in all copies; it is provided "as is", without any warranty.
 """
 CARD = """# Norm {name}
 
-What a euploid brain of an age and sex looks like, learnt from {data}, and a VAE of the same people;
-preset `{preset}`: {shape} voxels of {mm:g} mm. File: `{name}.safetensors`, {size:.1f} MB.
+What a euploid brain of an age and sex looks like, and a VAE of the same people; preset `{preset}`:
+{shape} voxels of {mm:g} mm. File: `{name}.safetensors`, {size:.1f} MB. Learnt from {source}.
 
 | | |
 | --- | --- |
@@ -143,8 +144,8 @@ def save_norm(path: Path, reference: Reference, payload: dict, latent: dict, abo
     return about
 
 
-def export(root: Path, study: Study, name: str, raw: Path | None = None) -> Path:
-    """Write the norm of finished `maps` and its card to `norms/NAME` of the data root.
+def export(root: Path, study: Study, path: Path, raw: Path | None = None) -> Path:
+    """Write the norm of finished `maps` as `path` (.safetensors), its card beside it.
 
     Only of the phantom or of open data: others' people are refused (E-LICENCE), as is a norm that
     does not fit (E-NORM); `maps` as in `anomaly.chosen`.
@@ -159,26 +160,36 @@ def export(root: Path, study: Study, name: str, raw: Path | None = None) -> Path
     reference = maps.calibrate(tuning.fit_chosen(source, chosen)[study.maps.norm])
     tables = anomaly.evaluate(root, study)["tables"]
     lifts = [row for row in tables.get("norms", ()) if row["norm"] == study.maps.norm]
-    splits, parents = EUPLOID_SPLITS, {name: record.require(root, name) for name in PARENTS}
+    made = json.loads((root / "maps" / "product.json").read_text())["provenance"]
     about = {
-        "data": mark["data"], "terms": terms,
+        "data": mark["data"], "source": source_of(mark["data"], raw), "terms": terms,
         "scores": {"healthy_error": tables["flagged"][0], "lift": lifts[0] if lifts else None},
-        "euploids": {split: len(source.rows("euploid", split)) for split in splits},
+        "euploids": {split: len(source.rows("euploid", split)) for split in EUPLOID_SPLITS},
         "settings": record.digest(record.plain(asdict(study))),
-        "provenance": record.provenance("map export", {}, parents),
+        "keys": {name: record.require(root, name) for name in PARENTS},
+        "made": {word: made[word] for word in ("commit", "dirty", "python", "packages")},
     }  # fmt: skip
-    path = root / "norms" / f"{name}.safetensors"
+    path = path.with_suffix(".safetensors")
     statistics = latents.load(root)[3]
     about = save_norm(path, reference, checkpoints.require(root / "runs/vae"), statistics, about)
     record.write_text(path.with_suffix(".md"), card(path, about))
     return path
 
 
+def source_of(data: str, raw: Path | None) -> str:
+    """Name what a norm was learnt from, by the dataset's own name and DOI."""
+    if data == "phantom":
+        return PHANTOM
+    told = json.loads((raw / "dataset_description.json").read_text())
+    named = (told.get("Name"), told.get("DatasetDOI"))
+    return f"the dataset {data} ({', '.join(str(part) for part in named if part)})"
+
+
 def card(path: Path, about: dict) -> str:
     """Return the card of a written norm: what is in it, from whom, and what it was worth."""
     error, lift = about["scores"]["healthy_error"], about["scores"]["lift"]
     text = CARD.format(
-        name=path.stem, data=about["data"], preset=about["preset"], mm=about["voxel_mm"],
+        name=path.stem, source=about["source"], preset=about["preset"], mm=about["voxel_mm"],
         shape=" x ".join(map(str, about["shape"])), size=path.stat().st_size / 1e6,
         norm=about["choice"]["norm"], fwhm=about["choice"]["fwhm_mm"], low=about["ages"][0],
         high=about["ages"][1], rate=about["calibration"]["rate"], vae=about["vae"]["architecture"],
@@ -186,10 +197,10 @@ def card(path: Path, about: dict) -> str:
         people=", ".join(f"{count} {split}" for split, count in about["euploids"].items()),
         error=f"{error['flagged']} of {error['people']} test euploids" if error else "n/a",
         lift="{lift:.3f} [{lift_low:.3f}, {lift_high:.3f}]".format(**lift) if lift else "n/a",
-        terms=about["terms"], commit=about["provenance"]["commit"][:12],
+        terms=about["terms"], commit=about["made"]["commit"][:12],
         settings=about["settings"], digest=about["digest"],
     )  # fmt: skip
-    return text + NOTICE
+    return text + NOTICE * (about["data"] == "phantom")
 
 
 def check_grid(about: dict, grid: Grid) -> None:

@@ -54,13 +54,18 @@ def recentre_for(
     them: all k + 1 are exchangeable if the person is a euploid. One scale serves all features.
     """
     values, about = np.vstack([known, own]), np.vstack([covariates, own_covariates])
-    z, moved = [], normative
-    for row in range(len(values)):
-        moved = recentre(normative, *(np.delete(part, row, 0) for part in (values, about)))
-        z.append(moved.z(values[row : row + 1], about[row : row + 1])[0])
-    z = np.stack(z[:-1])
-    scale = np.quantile(np.abs(z), 0.95) / stats.t.isf(0.025, moved.freedom)
-    return replace(moved, sd=moved.sd * np.float32(scale)), z / np.float32(scale)
+    rest, thin = normative.residual(values, about), replace(
+        normative, coefficients=normative.coefficients[:, :1], sd=np.ones(1, np.float32)
+    )  # fmt: skip
+    z, total = np.empty_like(known), rest.sum(0)
+    for row in range(len(known)):
+        others = np.arange(len(values)) != row
+        leverage = recentre(thin, values[others, :1], about[others])  # that of every feature
+        centre = (total - rest[row]) / (len(values) - 1)
+        z[row] = (rest[row] - centre) / (normative.sd * leverage.spread(about[[row]]))[0]
+    moved = recentre(normative, known, covariates)
+    scale = np.float32(np.quantile(np.abs(z), 0.95) / stats.t.isf(0.025, moved.freedom))
+    return replace(moved, sd=moved.sd * scale), z / scale
 
 
 class Euploids(NamedTuple):
@@ -71,12 +76,12 @@ class Euploids(NamedTuple):
     covariates: np.ndarray
 
 
-def _measure(norm: FittedNorm, people: People) -> Euploids:
+def measure(norm: FittedNorm, people: People) -> Euploids:
     """Return what a norm sees of people."""
     return Euploids(norm.departures(people), regions.region_means(norm, people), people.covariates)
 
 
-def _recentred(reference: Reference, known: Euploids, own: Euploids) -> Reference:
+def recentred(reference: Reference, known: Euploids, own: Euploids) -> Reference:
     """Return a reference whose norm, error and region bounds are one person's at a scanner."""
     norm, models = reference.norm, (reference.norm.normative, reference.ruler.normative)
     (normative, z), (of_regions, inside) = (
@@ -162,13 +167,13 @@ def _write(folder: Path, shipped: Shipped, known: np.ndarray) -> None:
     reference, measured, rows = shipped.reference, [], []
     norm, source = reference.norm, reference.norm.source
     everybody = np.flatnonzero(source.table["kind"] != "twin")
-    there = _measure(norm, source.people(known)) if len(known) else None
+    there = measure(norm, source.people(known)) if len(known) else None
     for number, row in enumerate(everybody, start=1):
         about, person = source.table.iloc[row], source.people(np.array([row]))
         lens = reference
         if there:
             others = Euploids(*(part[known != row] for part in there))
-            lens = _recentred(reference, others, _measure(norm, person))
+            lens = recentred(reference, others, measure(norm, person))
         z = lens.norm.z(person)
         found = {"z": z, "p": lens.calibration.p(z), "q": lens.calibration.q(z)}
         for desc, (outside, step, text) in TEXTS.items():
