@@ -33,6 +33,8 @@ TEXTS = {  # outside of the brain, step on disk, text
     "p": (1, None, "two-sided, Student t, calibrated"),
     "q": (1, None, "Benjamini-Hochberg after a conformal factor; its promise is in people.tsv"),
 }
+BOUND = ("|z| that at most 5 % of new euploids of the scanner exceed in this region (full "
+         "conformal, both sexes); n/a where fewer than 19 of them are known")  # fmt: skip
 COLUMNS = {
     "participant_id": "whose", "group": "euploid or DS", "site": "as told", "age": "years",
     "known": "whether the norm was re-centred on this person; their own map left them out",
@@ -193,6 +195,10 @@ def _write(folder: Path, shipped: Shipped, known: np.ndarray) -> None:
     bids.write_table(folder / "people.tsv", people)
     bids.write_dictionary(folder / "people.json", COLUMNS)
     regions.write(folder, measured, norm.candidate.of_volume)
+    if there:
+        path = folder / "regions.json"
+        bound = json.loads(path.read_text()) | {"bound": {"Description": BOUND}}
+        record.write_json(path, bound)
     own = source.table["kind"].iloc[everybody].isin(dataset.OWN_PEOPLE).to_numpy()
     told = {key: shipped.about[key] for key in ("digest", "data", "terms")}
     record.write_json(folder / "summary.json", {
