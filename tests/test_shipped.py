@@ -213,7 +213,7 @@ def test_a_new_euploid_is_flagged_no_more_often_than_promised(known):
 
 
 def test_the_person_and_the_known_are_exchangeable():
-    """Falls: the promise itself: that whoever of the k + 1 is the person, the sizes are the same."""
+    """Falls: the promise: whoever of the k + 1 is the person, their sizes are the same."""
     rng = np.random.default_rng(2)
     normative = Normative.fit(rng.standard_normal((40, 30)), rng.standard_normal((40, 2)))
     values, about = 2 + rng.standard_t(4, (8, 30)), rng.standard_normal((8, 2))
