@@ -3,7 +3,7 @@
   python -m dsnb VERB [WORD ...] [--preset smoke|small|medium|full] [--SETTING VALUE ...]
 
   study             run the ten stages that changed, build the book
-  verify            check that every page and number of the book is whole
+  verify [ROOT]     check that the book is whole; or that a study's numbers are the book's
 
   phantom           draw the digital cohort
   import            take in the phantom, or a cohort by --raw BIDS
@@ -12,6 +12,7 @@
   train MODEL       vae, undo or diffusion; the same again goes on after an interruption
   encode            volumes to latents
   map [sub-ID ...]  anomaly maps of everybody; with ids, reports from finished maps
+  map export FILE   write this study's norm to a file; map --norm NAME uses one on new scans
   sample [OUT]      the study's synthetic people; with a folder, as many as --n, --group, --age ask
   release OUT       write the synthetic cohort to a new folder, if its audit passed
   health RUN        what is wrong with a training (vae, undo, diffusion) or samples (synthetic)

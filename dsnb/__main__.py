@@ -26,6 +26,7 @@ from dsnb import (
     report,
     scaling,
     search,
+    shipped,
     vae,
     volumes,
 )
@@ -51,13 +52,14 @@ class Command:
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
     # cluster, under our launcher. `search`: none, or what the ledger is filled with: ablations,
-    # grids, trials, norms, severity, shift, power, planted, hard, latents, subtypes, stages,
-    # synthesis, sharpness, coverage.
-    # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack; or
-    # agreement, and the sheets that readers have filled. `release`: the new folder for the
-    # synthetic cohort, which is written if the audit passed. `sample`: none, for the study's
-    # cohort; or a folder for further people, who are not audited. `verify`: none, for the pages of
-    # the book; or the data root of another run, whose numbers are compared with the book's.
+    # grids, trials, norms, severity, shift, recentring, power, planted, hard, latents, subtypes,
+    # stages, synthesis, sharpness, coverage.
+    # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack;
+    # agreement, and the sheets that readers have filled; or export, and the .safetensors file to
+    # write its norm to. `release`: the new folder for the synthetic cohort, which is written if
+    # the audit passed. `sample`: none, for the study's cohort; or a folder for further people, who
+    # are not audited. `verify`: none, for the pages of the book; or the data root of another run,
+    # whose numbers are compared with the book's.
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # For `import`: how the received folder is laid out; without it, `--raw` is taken in as it is.
     source: Annotated[Literal[("", *bids.LAYOUTS)], tyro.conf.arg(name="from")] = ""
@@ -78,6 +80,10 @@ class Command:
     seed: int = 1
     # For `map sub-ID`: z and q at the voxels of the raw T1w, too.
     own_space: bool = False
+    # For `map`: a trained norm, by its name (phantom-small, ...) or its .safetensors file.
+    norm: str = ""
+    # For `map --norm`: a TSV whose column participant_id names 5 to 30 euploids of your scanner.
+    recentre: str = ""
     # For `train`: go on; or keep the old run aside and start from its weights, or from nothing.
     start: Literal["resume", "weights", "scratch"] = "resume"
     # For `search planted`: the phantom study's data root, whose network is tried on real scans.
@@ -153,7 +159,7 @@ def run(command: Command) -> int:
             raise BadInput("E-MODEL", "command line", "model", model, known, fix)
         trained[model].train(root, study, start=command.start)
         return 0
-    if verb == "map" and (command.words or command.own_space):
+    if verb == "map" and (command.words or command.own_space or command.norm or command.recentre):
         map_people(command, root, raw)
         return 0
     walk = {
@@ -181,6 +187,7 @@ def run(command: Command) -> int:
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
+        "search recentring": lambda: shipped.try_recentring(root, study),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
         "bench steps": lambda: scaling.bench_steps(),
@@ -197,9 +204,17 @@ def run(command: Command) -> int:
 
 
 def map_people(command: Command, root: Path, raw: Path | None) -> None:
-    """Read finished maps: a pack for readers, how far readers agree, or people's reports."""
+    """Map by a trained norm, or read finished maps: a norm, readers' packs or people's reports."""
+    if command.norm or command.recentre:
+        expect(command, "no further word with --norm", 0)
+        known = Path(command.recentre).expanduser() if command.recentre else None
+        print(f"map: written to {shipped.apply(root, command.study, command.norm, known)}")
+        return
     names = command.words or expect(command, "whose, sub-ID [sub-ID ...]", 1)
-    if names == ("readers",):
+    if names[0] == "export":
+        path = Path(expect(command, "export FILE.safetensors", 2)[1]).expanduser()
+        print(f"map: the norm lies in {shipped.export(root, command.study, path, raw)}")
+    elif names == ("readers",):
         print(f"map: the reader pack lies in {readers.make_pack(root, command.study)}")
     elif names[0] == "agreement":
         sheets = [Path(name) for name in names[1:]]

@@ -69,6 +69,10 @@ def test_curves_groups_and_points_tell_their_numbers():
     assert "at 0.1 cycles per mm: drawn 0.25" in captions.tell_ends(power, np.array([0.01, 0.1]))
     part = pd.DataFrame({"psnr": [20.0, 30.0, np.nan]}, index=["flat", "long", "none"])
     assert captions.tell_extremes(part, {"psnr": "PSNR"}) == "PSNR from 20 (flat) to 30 (long)."
+    twice = pd.concat([part, part])
+    assert captions.tell_extremes(twice, {"psnr": "PSNR"}) == "PSNR from 20 (flat) to 30 (long)."
+    again = pd.DataFrame({"x": list("ab"), "y": ["c", "c"], "v": [0.1, -0.5]}, index=[0, 0])
+    assert "-0.5" in figures.plot_grid(again.assign(m=True), "x", "y", "v", "m", "r").get_label()
 
 
 def test_charts_are_vectors_slices_are_pixels_and_equal_figures_equal_bytes():

@@ -25,7 +25,7 @@ ORDER = (
     "space", "checks", "config", "record", "bids", "phantom", "cohort", "volumes", "dataset",
     "rivals", "distributed", "checkpoints", "training", "vae", "latents", "further", "norms",
     "sites", "anomaly", "strata", "diffusion", "fidelity", "privacy", "health", "search", "scaling",
-    "figures", "report", "readers", "pages", "launcher", "__main__",
+    "figures", "report", "shipped", "readers", "pages", "launcher", "__main__",
 )  # fmt: skip
 # `checks` and `record` serve all: whoever refuses or writes needs them.
 EARLY = {"checks": {"space"}}
@@ -173,7 +173,7 @@ def test_lengths():
     assert not wide, f"over 100 columns: {wide}"
     total = sum(map(len, lines.values()))
     # The aim is 5,500; what stands above it, and why, CHANGELOG says: no line more.
-    assert total <= 20700, f"the package has {total} lines, more than when this was last looked at"
+    assert total <= 23700, f"the package has {total} lines, more than when this was last looked at"
 
 
 def test_no_vague_names():

@@ -87,7 +87,8 @@ def tell_extremes(table: pd.DataFrame, measures: dict[str, str]) -> str:
     told = []
     for name, label in measures.items():
         values = table[name].dropna()
-        low, high = (f"{spell(values[row])} ({row})" for row in (values.idxmin(), values.idxmax()))
+        ends = values.argmin(), values.argmax()  # places: names may stand twice
+        low, high = (f"{spell(values.iloc[row])} ({values.index[row]})" for row in ends)
         told.append(f"{label} from {low} to {high}")
     return "; ".join(told) + "."
 

@@ -209,7 +209,7 @@ def plot_grid(table: pd.DataFrame, x: str, y: str, value: str, marked: str, unit
     axes.set_yticks(np.arange(values.shape[0]) + 0.5, rows, fontsize=8)
     axes.set_xlabel(x)
     figure.colorbar(shown, label=unit)
-    top = table.loc[table[value].abs().idxmax()]
+    top = table.iloc[table[value].abs().argmax()]  # an index may repeat
     strongest = f"{str(top[y]).replace('_', ' ')} with {x} {top[x]} ({top[value]:.2f})"
     return caption(figure, f"{len(found)} of {len(table)} marked; strongest {strongest}.")
 

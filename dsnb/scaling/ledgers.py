@@ -214,8 +214,15 @@ def read_coverage(data: str) -> tuple[pd.DataFrame, dict]:
         page, interval = name.split(" ", 1)
         held = (low <= truth) & (truth <= high)
         everywhere = (low <= truth.mean()) & (truth.mean() <= high)
-        table.append({"page": page, "interval": interval, "truth": truth.mean(),
-                      "mean_value": value.mean(), **judge_coverage(int(held.sum()), len(held)),
-                      "below": int((truth < low).sum()),
-                      "all_cohorts": int(everywhere.sum())})
+        table.append(
+            {
+                "page": page,
+                "interval": interval,
+                "truth": truth.mean(),
+                "mean_value": value.mean(),
+                **judge_coverage(int(held.sum()), len(held)),
+                "below": int((truth < low).sum()),
+                "all_cohorts": int(everywhere.sum()),
+            }
+        )
     return pd.DataFrame(table), about
