@@ -71,6 +71,12 @@ def test_curves_groups_and_points_tell_their_numbers():
     assert captions.tell_extremes(part, {"psnr": "PSNR"}) == "PSNR from 20 (flat) to 30 (long)."
     twice = pd.concat([part, part])
     assert captions.tell_extremes(twice, {"psnr": "PSNR"}) == "PSNR from 20 (flat) to 30 (long)."
+    series = part.assign(row="a", which=["p", "q", "r"], psnr_low=1.0, psnr_high=2.0)
+    series.index = [0, 0, 1]
+    assert (
+        "highest in a, q, 30"
+        in figures.plot_series(series, "psnr", "row", "which", "u").get_label()
+    )
     again = pd.DataFrame({"x": list("ab"), "y": ["c", "c"], "v": [0.1, -0.5]}, index=[0, 0])
     assert "-0.5" in figures.plot_grid(again.assign(m=True), "x", "y", "v", "m", "r").get_label()
 

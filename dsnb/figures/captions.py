@@ -32,7 +32,8 @@ def tell_bars(
     known = table.dropna(subset=[value])
     if not len(known):
         return f"{unit}: nothing was computed."
-    ends = known.loc[known[value].idxmax()], known.loc[known[value].idxmin()]
+    # By place: rows of two tables laid together may share a name.
+    ends = known.iloc[known[value].argmax()], known.iloc[known[value].argmin()]
     spelt = [f"{row[label]}, {spell(row[value])}{_within(row, low, high)}" for row in ends]
     text = f"{unit}: highest in {spelt[0]}; lowest in {spelt[1]}."
     if reference:
@@ -87,7 +88,7 @@ def tell_extremes(table: pd.DataFrame, measures: dict[str, str]) -> str:
     told = []
     for name, label in measures.items():
         values = table[name].dropna()
-        ends = values.argmin(), values.argmax()  # places: names may stand twice
+        ends = values.argmin(), values.argmax()
         low, high = (f"{spell(values.iloc[row])} ({values.index[row]})" for row in ends)
         told.append(f"{label} from {low} to {high}")
     return "; ".join(told) + "."
