@@ -58,7 +58,7 @@ What a euploid brain of an age and sex looks like, and a VAE of the same people;
 | ages that set the scale | {low:.0f} to {high:.0f} years |
 | error | any voxel at q < {rate:g} in at most {guarantee:.3f} of new euploids like these |
 | healthy error seen | {error} |
-| lift over chance, DS test people | {lift} |
+| lift over chance, DS or planted DS | {lift} |
 | VAE | {vae}, {channels} latent channels |
 | terms | {terms} |
 | made by | commit {commit}, settings {settings}, digest {digest} |
