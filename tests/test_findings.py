@@ -79,9 +79,9 @@ def test_claims_against_us_come_and_go_with_the_table():
     beaten = {"lift_low": 0.3, "lift_high": 0.4, "lift": 0.35}
     found = planted("05_anomaly", 2, norms=({"norm": "undo"}, beaten))
     assert found["title"].startswith("The best norm") and "0.35 (0.3 to 0.4)" in found["text"]
-    flagged = {"share": 0.2, "low": 0.1, "high": 0.3}
+    flagged = {"flagged": 12, "share": 0.2, "low": 0.1, "high": 0.3}
     found = planted("05_anomaly", 3, flagged=({"people_of": "euploid test"}, flagged))
-    assert found["title"].startswith("Too many healthy people")
+    assert found["title"].startswith("12 of 60 healthy people are flagged, too many")
     assert "20 % (95 % interval 10 to 30)" in found["text"]
     assert "changed voxels are found" in planted("05_anomaly", 3, {"power_at_q05": 0.5})["title"]
     for release, said in ((True, "may leave"), (False, "may not"), ("not valid", "not valid")):
@@ -89,6 +89,12 @@ def test_claims_against_us_come_and_go_with_the_table():
             f"Samples: {said}"
         )
     assert "change the answer" in planted("10_scaling", 1, {"parity_error": 1e-3})["title"]
+
+
+def test_planted_scans_are_not_told_as_people_with_ds():
+    """Falls: that a cohort in which nobody has DS is not said to hold people with DS."""
+    found = planted("01_cohort", 1, {"subjects": 46, "euploid": 46, "ds": 32})
+    assert found["title"].startswith("Nobody in this cohort has Down syndrome")
 
 
 def test_a_null_gives_the_reason_of_the_results():
@@ -118,7 +124,7 @@ def test_a_row_is_picked_and_a_missing_one_is_named():
     assert wording.pick(tables, "t", "b a", a=2) == [3, 2]
     assert wording.pick(tables, "d", "b") == [4]
     for where in ({"a": 1}, {"a": 9}):
-        with pytest.raises(LookupError, match="table t lacks b"):
+        with pytest.raises(LookupError, match="table t has no b"):
             wording.pick(tables, "t", "b", **where)
     sides = [wording.choose(pair, 0, "<", "=", ">") for pair in ([-2, -1], [-1, 0], [0, 1], [1, 2])]
     assert sides == ["<", "=", "=", ">"]

@@ -8,6 +8,11 @@ from dsnb.pages.wording import Said, choose, pct, pick, spell, within
 
 
 def who(h: dict, t: dict) -> Said:
+    if h["euploid"] + h["ds"] > h["subjects"]:  # scans of the same people
+        return "Nobody in this cohort has Down syndrome; the disease is planted on euploids", (
+            f"{h['subjects']} people were scanned, {h['euploid']} of them euploid; {h['ds']} "
+            "further scans are theirs with the phantom's disease field planted."
+        )
     title = "The cohort holds both groups"
     if not h["ds"]:
         title = "Nobody in this cohort has Down syndrome"
@@ -132,7 +137,7 @@ def beside_monai(h: dict, t: dict) -> Said:
 
 def leak(h: dict, t: dict) -> Said:
     auc, low, high, unseen, seen = pick(t, "leak_floor", "auc low high unseen seen")
-    no, yes = "do not show", "betray"
+    no, yes = "are not shown to betray", "betray"
     return f"Latents {choose([low, high], 0.5, yes, no, yes)} who trained the VAE", (
         f"{unseen} unseen euploids are told from {seen} training people with an AUROC of "
         f"{within(auc, low, high)}; 0.5 is guessing."
@@ -206,12 +211,14 @@ def errors(h: dict, t: dict) -> Said:
         pick(t, "flagged", "share low high people", people_of=name)
         for name in ("euploid test", "sham", "DS test")
     )
-    left = choose(healthy[1:3], 0.05, "Few", "Few", "Too many")
+    (some,) = pick(t, "flagged", "flagged", people_of="euploid test")
     silent = "almost no changed voxel is" if h["power_at_q05"] < 0.05 else "changed voxels are"
     power = pick(t, "power", "mean mean_low mean_high")
-    return f"{left} healthy people are flagged, and {silent} found", (
-        f"{within(*pct(*healthy[:3]), ' % (95 % interval ')} of {healthy[3]} unseen euploids have "
-        f"any voxel at q < 0.05, {within(*pct(*sham[:3]), ' % (')} of shams and "
+    left = f"{some} of {healthy[3]} healthy people {'is' if some == 1 else 'are'} flagged"
+    left += ", too many" * (healthy[1] > 0.05)
+    return f"{left}, and {silent} found", (
+        f"{within(*pct(*healthy[:3]), ' % (95 % interval ')} of unseen euploids have any voxel at "
+        f"q < 0.05 (bar: 5 %), {within(*pct(*sham[:3]), ' % (')} of shams and "
         f"{within(*pct(*ds[:3]), ' % (')} of people with DS; {within(*pct(*power), ' % (')} of "
         "the changed voxels are found."
     )

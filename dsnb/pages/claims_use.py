@@ -49,7 +49,7 @@ def staging(h: dict, t: dict) -> Said:
 def subtypes(h: dict, t: dict) -> Said:
     rows = t.get("strata") or []
     if not rows:
-        raise LookupError("that the table strata is empty")
+        raise LookupError(t.get("reasons", {}).get("strata", "that the table strata is empty"))
     called = sum(bool(row["structured"]) for row in rows)
     title = "Subtypes are called in some features" if called else "No subtypes of DS are found"
     return title, (

@@ -17,8 +17,8 @@ FINDINGS = {
     "02_volumes": (
         ("What was prepared", "prepared excluded", norm.kept_all),
         ("What a native scan loses", "native_error", norm.native),
-        ("What a new scanner does", "", norm.new_site),
-        ("What harmonising can fake", "", norm.combat),
+        ("What a new scanner does", "new_site_fpr", norm.new_site),
+        ("What harmonising can fake", "combat_leak_auc", norm.combat),
     ),
     "03_vae": (
         ("Reconstruction beside components", "psnr_db_mean", norm.redraws),

@@ -22,7 +22,8 @@ def pick(tables: dict, name: str, columns: str, **where: object) -> list:
             values = [row.get(column) for column in columns.split()]
             if None not in values:
                 return values
-    raise LookupError(f"that the table {name} lacks {columns} of {where or 'anybody'}")
+    lacking, of = columns.split()[0].replace("_", " "), ", ".join(map(str, where.values()))
+    raise LookupError(f"that the table {name} has no {lacking} of {of or 'anybody'}")
 
 
 def choose(interval: list, at: float, below: str, between: str, above: str) -> str:
