@@ -52,7 +52,7 @@ class Command:
     # `import`: the folder as received, and the BIDS folder to make.
     # `bench`: none, or what the ledger is filled with: speed, cost, steps, loader, links, batch; or
     # cluster, under our launcher. `search`: none, or what the ledger is filled with: ablations,
-    # grids, trials, norms, severity, shift, recentring, power, planted, hard, latents, subtypes,
+    # grids, trials, norms, severity, shift, power, planted, hard, latents, subtypes,
     # stages, synthesis, sharpness, coverage.
     # `map`: none; people (sub-ID) to report on from finished maps; readers, for a blinded pack;
     # agreement, and the sheets that readers have filled; or export, and the .safetensors file to
@@ -187,7 +187,6 @@ def run(command: Command) -> int:
         "search shift": lambda: search.scan_sites(root, study),
         "search power": lambda: search.draw_studies(root, study),
         "search planted": lambda: search.map_folds(root, study, raw, command.phantom),
-        "search recentring": lambda: shipped.try_recentring(root, study),
         "bench speed": lambda: scaling.bench_speed(root, study.grid),
         "bench cost": lambda: scaling.bench_cost(),
         "bench steps": lambda: scaling.bench_steps(),

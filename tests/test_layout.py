@@ -173,7 +173,7 @@ def test_lengths():
     assert not wide, f"over 100 columns: {wide}"
     total = sum(map(len, lines.values()))
     # The aim is 5,500; what stands above it, and why, CHANGELOG says: no line more.
-    assert total <= 23700, f"the package has {total} lines, more than when this was last looked at"
+    assert total <= 23620, f"the package has {total} lines, more than when this was last looked at"
 
 
 def test_no_vague_names():

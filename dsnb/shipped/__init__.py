@@ -2,4 +2,3 @@
 
 from dsnb.shipped.norm import Shipped, export, known_names, load, score
 from dsnb.shipped.people import apply, recentre_for
-from dsnb.shipped.trial import try_recentring
