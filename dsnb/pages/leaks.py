@@ -220,5 +220,6 @@ def _drawn(book: Path) -> Iterator[str]:
             for output in cell.get("outputs", []):
                 for kind in set(output.get("data", {})) & set(PICTURES):
                     text = "".join(output["data"][kind])
-                    drawn = text.encode() if "svg" in kind else base64.b64decode(text)
+                    lines = "\n".join(text.splitlines()).encode()  # as myst-nb writes an SVG
+                    drawn = lines if "svg" in kind else base64.b64decode(text)
                     yield hashlib.sha256(drawn).hexdigest()
