@@ -277,6 +277,17 @@ def test_ids_of_the_root_are_known_in_hand_written_pages(tmp_path):
     assert len(leaks.scan(book)) == 2
 
 
+def test_a_drawing_is_known_as_it_is_built(tmp_path):
+    """Falls: that a picture in the built book is one of its pages, vectors included."""
+    write_page(tmp_path, drawn(**{"image/svg+xml": "<svg>\n</svg>\n"}), kind="phantom")
+    built = tmp_path / "_build/html/_images/a.svg"
+    built.parent.mkdir(parents=True)
+    built.write_text("<svg>\n</svg>")  # myst-nb joins the lines anew
+    assert leaks.scan(tmp_path) == []
+    built.write_text("<svg>\n</svg>of another build")
+    assert "a picture of no page" in leaks.scan(tmp_path)[0]
+
+
 def test_this_machines_names_are_no_output(tmp_path, monkeypatch):
     """P03. Falls: that a user's name alone is found where it was printed."""
     monkeypatch.setattr("getpass.getuser", lambda: "jsmith")
