@@ -209,7 +209,7 @@ def test_of_k_plus_one_alike_exactly_one_is_flagged(known):
 
 
 def test_a_foreign_scanner_is_mended_and_a_lesion_still_seen():
-    """Falls: that re-centring is needed on another scanner, and does not buy its error by silence."""
+    """Falls: that re-centring is needed on another scanner, and is not bought by silence."""
     lesions, foreign = [], []
     for seed in range(20):
         normative, people, about = a_scanner(12, seed)
