@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dsnb import bids, dataset, record, space
 from dsnb.figures.captions import caption
-from dsnb.figures.slices import POINT, as_image, draw, mark, open_figure, place, save_figure
+from dsnb.figures.slices import POINT, WIDTH, as_image, draw, mark, open_figure, place, save_figure
 from dsnb.space import Grid
 from dsnb.volumes import prepared_path
 
@@ -30,7 +30,7 @@ def _draw_scan(volume: np.ndarray, grid: Grid, title: str, **how) -> None:
 
 def plot_check(volume: np.ndarray, grid: Grid, title: str) -> Figure:
     """Show three cuts of one prepared scan (X, Y, Z) with the template brain's outline."""
-    figure = open_figure(7.2, 2.6)
+    figure = open_figure(WIDTH, 2.6)
     _draw_scan(volume, grid, title, cut_coords=POINT, figure=figure)
     return figure
 

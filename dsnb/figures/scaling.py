@@ -16,10 +16,6 @@ PARTS = {
 SERIES = (COLOURS["euploid"], COLOURS["DS"], *OTHERS)
 
 
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=9, loc="left")
-
-
 def _plain_powers(axes: Axes, places: np.ndarray) -> None:
     """Write numbers of processes or batches on a logarithmic axis as they are."""
     axes.set_xscale("log", base=2)
@@ -163,5 +159,5 @@ def plot_projection(
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
         _plain_axes(axes, "GPUs, 4 a node", unit)
-        _title(axes, preset)
+        axes.set_title(preset, fontsize=9, loc="left")
     return caption(figure, title)

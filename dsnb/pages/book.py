@@ -86,7 +86,7 @@ def build_book(book: Path) -> None:
     if answer.returncode:
         said = answer.stdout[-3000:] + answer.stderr[-3000:]
         raise RuntimeError(f"the book did not build:\n{said}")
-    verify(book)
+    _refuse(_leaks(book))  # the build has changed nothing else that `verify` looks at
 
 
 def verify(book: Path, notebooks: Path = NOTEBOOKS, pins: Path | None = None) -> None:
@@ -105,12 +105,17 @@ def verify(book: Path, notebooks: Path = NOTEBOOKS, pins: Path | None = None) ->
                 seen = "page or results file is missing"
                 faults.append(trace.fault(f"{folder}/{stage}", "page", seen, "both"))
     faults += trace.find_faults(book, notebooks) + numerals.find_typed(book, notebooks)
-    faults += [
-        trace.fault("book", "a leak", leak, "none", "take it out") for leak in leaks.scan(book)
-    ]
-    faults += trace.unreleasable(book, pins) if pins else []
+    faults += _leaks(book) + (trace.unreleasable(book, pins) if pins else [])
+    _refuse(faults)
+
+
+def _refuse(faults: list[BadInput]) -> None:
     if faults:
         raise Report(faults)
+
+
+def _leaks(book: Path) -> list[BadInput]:
+    return [trace.fault("book", "a leak", leak, "none", "take it out") for leak in leaks.scan(book)]
 
 
 def _page_faults(name: str, page: Path) -> list[BadInput]:

@@ -38,7 +38,8 @@ def describe(book: Path, name: str) -> str:
     """Return one line on a page's origin: its own run, or the runs of the numbers it quotes."""
     if own := _results(book, name):
         return _own(own, record.digest(book / trace.results_of(name)))
-    text, runs = dict(trace.texts(book, {})).get(name, ""), defaultdict(list)
+    path, runs = book / f"{name}.md", defaultdict(list)
+    text = path.read_text() if path.is_file() else ""
     for page in sorted({page for page, _ in trace.quoted(name, text)}):
         if results := _results(book, page):
             runs[_commit(results)].append(page.removeprefix("executed/"))
